@@ -13,11 +13,14 @@ Source: International Tables for Crystallography A (2016), chapter 1.5 (changes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+CellLike = Sequence[Any] | Num[Any, "... 6"]  # (a, b, c, alpha, beta, gamma), one or a batch
 
 
 def _namespace(x: Any) -> Any:
@@ -25,7 +28,7 @@ def _namespace(x: Any) -> Any:
     return x.__array_namespace__() if hasattr(x, "__array_namespace__") else np
 
 
-def checked_cell(cell: ArrayLike, *, origin: str = "unit cell") -> NDArray[np.float64]:
+def checked_cell(cell: Sequence[Any] | NDArray, *, origin: str = "unit cell") -> NDArray[np.float64]:
     """`cell` (..., 6) as float64; raises `ValueError`, one sentence naming `origin`, unless it spans a positive
     volume."""
     array = np.asarray(cell, np.float64)
@@ -77,7 +80,7 @@ def metric_determinant(m: Float[Any, "... 6"]) -> Float[Any, " ..."]:
     return m11 * (m22 * m33 - m23 * m23) - m22 * m13 * m13 - m33 * m12 * m12 + 2 * m12 * m13 * m23
 
 
-def direct_metric_from_cell(cell: ArrayLike) -> Float[Any, "... 6"]:
+def direct_metric_from_cell(cell: CellLike) -> Float[Any, "... 6"]:
     """The direct metric (angstrom^2) of a cell: (a^2, b^2, c^2, 2 b.c, 2 a.c, 2 a.b)."""
     xp = _namespace(cell)
     cells: Any = cell if hasattr(cell, "__array_namespace__") else np.asarray(cell, np.float64)
@@ -98,7 +101,7 @@ def cell_from_direct_metric(m: Float[Any, "... 6"]) -> Float[Any, "... 6"]:
     return xp.concatenate([edges, xp.arccos(xp.clip(cosine, -1, 1)) * (180 / np.pi)], -1)
 
 
-def reciprocal_metric_from_cell(cell: ArrayLike) -> Float[Any, "... 6"]:
+def reciprocal_metric_from_cell(cell: CellLike) -> Float[Any, "... 6"]:
     """The reciprocal metric g (1/angstrom^2) of a cell (..., 6) in angstrom and degrees."""
     return inverted_metric(direct_metric_from_cell(cell))
 
@@ -145,6 +148,6 @@ def b_matrix_from_metric(g: Float[Any, "... 6"]) -> Float[Any, "... 3 3"]:
     return xp.swapaxes(xp.linalg.cholesky(matrix_from_metric(g)), -1, -2)
 
 
-def b_matrix_from_cell(cell: ArrayLike) -> Float[Any, "... 3 3"]:
+def b_matrix_from_cell(cell: CellLike) -> Float[Any, "... 3 3"]:
     """B (1/angstrom) of a cell in angstrom and degrees; see `b_matrix_from_metric`."""
     return b_matrix_from_metric(reciprocal_metric_from_cell(cell))
