@@ -1,0 +1,52 @@
+"""Observed line positions with the error model that the search and the judgement share.
+
+Errors are those of an angle: a line at q (= 1/d) is uncertain by sigma_q = s w, with s in degrees 2theta and
+w = cos(theta)/lambda * pi/180 the change of q per degree. Without a wavelength w is that of a low-angle line of
+Cu K alpha, so s reads as degrees on a laboratory diffractometer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+_CU_KALPHA1 = 1.5405929  # angstrom
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of one pattern: q2 (n,) in 1/angstrom^2 ascending, q (n,), w (n,) in 1/angstrom per degree of 2theta."""
+
+    q2: NDArray[np.float64]
+    q: NDArray[np.float64]
+    w: NDArray[np.float64]
+    wavelength: float | None
+
+    def __len__(self) -> int:
+        return len(self.q2)
+
+    def first(self, n: int) -> Lines:
+        """The first n lines."""
+        return Lines(self.q2[:n], self.q[:n], self.w[:n], self.wavelength)
+
+    def shifted(self, zero: float) -> Lines:
+        """The lines after a zero shift in degrees 2theta is taken off."""
+        if zero == 0.0:
+            return self
+        q = self.q - zero * self.w
+        keep = q > 0.2 * self.q[0]
+        return Lines(q[keep] ** 2, q[keep], self.w[keep], self.wavelength)
+
+
+def lines_from_q2(q2: Float[np.ndarray, " n"], wavelength: float | None) -> Lines:
+    """The lines at q2 (1/angstrom^2); `wavelength` in angstrom."""
+    q2 = np.sort(np.asarray(q2, np.float64))
+    q = np.sqrt(q2)
+    if wavelength is None:
+        cos, length = np.ones_like(q), _CU_KALPHA1
+    else:
+        cos, length = np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)), wavelength
+    return Lines(q2, q, cos / length * np.pi / 180, wavelength)
