@@ -1,0 +1,104 @@
+"""Powder results for other programs: JSON lines, CSV (one row a solution), CIF (one block an item, its best cell)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+import mlindex
+from mlindex.formats.cif import Block, text_from_blocks
+from mlindex.powder.record import powder_record
+from mlindex.records import Result
+
+CRYSTAL_SYSTEMS = {
+    "a": "triclinic",
+    "m": "monoclinic",
+    "o": "orthorhombic",
+    "t": "tetragonal",
+    "h": "hexagonal",
+    "c": "cubic",
+}
+_CELL = ("a", "b", "c", "alpha", "beta", "gamma")
+_SCALARS: tuple[str, ...] = (
+    "volume",
+    "m20",
+    "f20",
+    "information",
+    "n_indexed",
+    "n_lines",
+    "score",
+    "probability",
+    "space_group",
+)
+_SCALARS += ("zero_shift", "zero_shift_esd", "ambiguity")
+CSV_HEADER = (
+    *("id", "source", "status", "reason", "seconds", "rank", "bravais"),
+    *_CELL,
+    *(f"{name}_esd" for name in _CELL),
+    *(f"niggli_{name}" for name in _CELL),
+    *_SCALARS,
+    "unindexed",
+)
+
+
+def json_lines(results: Iterable[Result]) -> Iterator[str]:
+    """One JSON object a line and a result."""
+    for result in results:
+        yield json.dumps(powder_record(result), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _rows(record: dict[str, Any]) -> Iterator[list[Any]]:
+    head = [record["id"], record["source"], record["status"], record.get("reason", ""), record["seconds"]]
+    for rank, solution in enumerate(record["solutions"], 1):
+        cells = [x for key in ("cell", "cell_esd", "niggli") for x in solution.get(key, [None] * 6)]
+        unindexed = " ".join(f"{q2:.8g}" for q2 in solution["unindexed"])
+        yield [*head, rank, solution["bravais"], *cells, *(solution.get(key) for key in _SCALARS), unindexed]
+    if not record["solutions"]:
+        yield head + [None] * (len(CSV_HEADER) - len(head))
+
+
+def csv_lines(results: Iterable[Result]) -> Iterator[str]:
+    """One row a solution, best first (rank 1), below a header; one row with a status for an item without solutions."""
+    for rows in itertools.chain([[CSV_HEADER]], (_rows(powder_record(result)) for result in results)):
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(rows)
+        yield out.getvalue()
+
+
+def _block(result: Result) -> Block | None:
+    solutions = powder_record(result)["solutions"]
+    if not solutions:
+        return None
+    best = solutions[0]
+    names = ("bravais", "m20", "f20", "n_indexed", "n_lines", "probability", "zero_shift")
+    extra: dict[str, Any] = {
+        "_audit_creation_method": f"mlindex {mlindex.__version__}",
+        "_mlindex_source": result.source,
+    }
+    extra |= {f"_mlindex_{name}": best[name] for name in names if best.get(name) is not None}
+    lines: list[tuple[int, int, int, float]] = []
+    if table := result.tables.get("lines"):
+        own = (np.asarray(table["solution"]) == 0) & np.asarray(table["indexed"], bool)
+        for (h, k, l), q2 in zip(table["hkl"][own], table["q2"][own], strict=True):  # noqa: E741
+            lines.append((int(h), int(k), int(l), float(q2) ** -0.5))
+    esd = [0.0 if x is None else x for x in best.get("cell_esd", [None] * 6)]
+    system = "trigonal" if best["bravais"] == "hR" else CRYSTAL_SYSTEMS[best["bravais"][0]]
+    return Block(result.id, best["cell"], esd, best["volume"], system, best.get("space_group") or "", extra, lines)
+
+
+def cif_text(results: Iterable[Result]) -> Iterator[str]:
+    """The best cell of each result that has one, with the suggested space group and the indexed lines."""
+    yield text_from_blocks(block for result in results if (block := _block(result)) is not None)
+
+
+WRITERS: dict[str, Callable[[Iterable[Result]], Iterator[str]]] = {
+    "json": json_lines,
+    "csv": csv_lines,
+    "cif": cif_text,
+}
