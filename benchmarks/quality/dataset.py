@@ -28,6 +28,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.quality.truth import centring_of, niggli
+
 SETS = ("train", "validation", "test")
 VARIANTS = ("clean", "impurity", "zero", "missing")
 LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oS", "oI", "oF", "mP", "mC", "aP")
@@ -139,8 +141,6 @@ def calculated(data: Path, which: str, variant: str, per_lattice: int, seed: int
 
 def real(data: Path) -> Iterator[Entry]:
     """The measured lists, each in the group of its quality: clean, dirty or hard."""
-    from truth import centring_of, niggli
-
     for path in sorted((data / "peaklists_real").glob("*.json")):
         record = json.loads(path.read_text())
         cell = tuple(record["cell"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.quality.truth import centring_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -100,9 +101,6 @@ class MlindexEngine:
     name = "mlindex"
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        root = str(HERE.parent.parent)
-        if root not in sys.path:
-            sys.path.insert(0, root)
         from mlindex.config import PowderSettings, validated
         from mlindex.stage import load
 
@@ -111,8 +109,6 @@ class MlindexEngine:
         self.stage = load("powder", resolved)
 
     def solve(self, uid: str, q2: NDArray[np.float64], wavelength: float | None) -> Answer:
-        from truth import centring_of
-
         from mlindex.records import Item
         from mlindex.stage import solve
 

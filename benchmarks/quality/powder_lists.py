@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from anywhere
 
-from dataset import LATTICES, SETS, VARIANTS, Entry, calculated, real
-from engines import HERE, Answer, Engine, MlindexEngine, Peer
-from truth import ANGLE_TOLERANCE, LENGTH_TOLERANCE, niggli, same_lattice
+from benchmarks.quality.dataset import LATTICES, SETS, VARIANTS, Entry, calculated, real
+from benchmarks.quality.engines import HERE, Answer, Engine, MlindexEngine, Peer
+from benchmarks.quality.truth import ANGLE_TOLERANCE, LENGTH_TOLERANCE, niggli, same_lattice
 
 GROUPS = ("clean", "dirty", "hard")
 
