@@ -50,7 +50,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fox-options", default="--centred --sigma 0.03", help="for peer_fox.py")
     parser.add_argument("--mlindex013-python", default="python3")
     parser.add_argument("--mlindex013-options", default="--cap 60", help="for peer_mlindex013.py")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="wall seconds after which no list is begun")
+    parser.add_argument("--budget", type=float, default=0.0, help="wall seconds after which no list is begun; 0: none")
     parser.add_argument("--limit", type=float, default=600.0, help="wall seconds after which a peer is stopped")
     parser.add_argument("--json", type=Path, help="write settings, versions, summary and one row a list")
     options = parser.parse_args(arguments)
@@ -70,7 +70,8 @@ def entries_of(options: argparse.Namespace) -> list[tuple[str, Entry]]:
     out = []
     if wanted & {"all", "real", *GROUPS}:
         groups = wanted & set(GROUPS) or set(GROUPS)
-        out += [(f"real {e.group}", e) for e in real(options.data) if e.group in groups and e.bravais in lattices]
+        mine = [e for e in real(options.data) if e.group in groups and e.bravais in lattices]
+        out += [(f"real {e.group}", e) for e in sorted(mine, key=lambda e: GROUPS.index(e.group))]
     if wanted & {"all", "calc"}:
         for variant in options.variant.split(","):
             lists = calculated(options.data, options.set, variant, options.per_lattice, options.seed)
@@ -144,7 +145,7 @@ def run(name: str, work: list[tuple[str, Entry]], options: argparse.Namespace) -
     def part(k: int) -> list[dict]:
         rows: list[dict] = []
         for title, entry in work[k::jobs]:
-            if time.monotonic() - start > options.budget:
+            if options.budget and time.monotonic() - start > options.budget:
                 break
             rows.append(row_of(title, entry, engines[k].solve(entry.uid, entry.q2, entry.wavelength)))
             row = rows[-1]
