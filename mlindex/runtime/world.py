@@ -1,0 +1,120 @@
+"""The processes of a run and the messages between them: the only module that imports mpi4py.
+
+Messages are byte buffers with a tag. Waiting is polling with short sleeps, because a blocking MPI call keeps a core
+busy and the dispatcher shares its cores with the workers. Errors return; where MPI knows of failed processes (ULFM, the
+fault tolerance chapter of MPI 5), a lost rank is a number in `lost`, and where it does not, MPI ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlindex.records import InputError
+from mlindex.runtime import device
+
+_SHORTEST, _LONGEST = 2e-5, 4e-3  # seconds between two looks for a message
+
+
+class Disconnected(RuntimeError):
+    """The rank that this one takes its work from is gone."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: who sent it, its tag, and its bytes, uint8 of shape (n,)."""
+
+    source: int
+    tag: int
+    data: NDArray[np.uint8]
+
+
+class World:
+    """The ranks of one MPI job."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI  # here and not above: a process on its own must not need MPI
+
+        self._mpi: Any = MPI
+        self._comm = MPI.COMM_WORLD
+        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.rank: int = self._comm.Get_rank()
+        self.size: int = self._comm.Get_size()
+        self.lost: set[int] = set()
+        self._gone = {getattr(MPI, name, -1) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")}
+
+    def worker_masks(self) -> dict[int, frozenset[int]]:
+        """The CPUs that each worker of this node may use, by local rank; every rank must call it."""
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        mine = (device.place(os.environ).local_rank, self.rank, device.available_cpus())
+        masks = {local: mask for local, rank, mask in node.allgather(mine) if rank != 0}
+        node.Free()
+        return masks
+
+    def _notice(self, error: Exception) -> None:
+        if not isinstance(error, self._mpi.Exception) or error.Get_error_class() not in self._gone:
+            raise error
+        self._comm.Ack_failed()
+        failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
+        self.lost |= set(failed.Translate_ranks(list(range(failed.Get_size())), everyone))
+
+    def send(self, dest: int, tag: int, data: NDArray[np.uint8]) -> bool:
+        """Send bytes; False where `dest` is lost."""
+        try:
+            self._comm.Send([data, self._mpi.BYTE], dest, tag)
+        except self._mpi.Exception as error:
+            self._notice(error)
+            return False
+        return dest not in self.lost
+
+    def receive(self, timeout: float) -> Message | None:
+        """The next message from anyone; None after `timeout` seconds, or as soon as a rank is found lost."""
+        status, pause, end = self._mpi.Status(), _SHORTEST, time.monotonic() + timeout
+        while True:
+            try:
+                if self._comm.Iprobe(status=status):
+                    data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+                    source, tag = status.Get_source(), status.Get_tag()
+                    self._comm.Recv([data, self._mpi.BYTE], source, tag)
+                    return Message(source, tag, data)
+            except self._mpi.Exception as error:
+                self._notice(error)
+                return None
+            if time.monotonic() > end:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+    def receive_from_root(self) -> Message:
+        """The next message from rank 0; raises `Disconnected` when rank 0 is lost."""
+        while (message := self.receive(10.0)) is None or message.source != 0:
+            if 0 in self.lost:
+                raise Disconnected("the dispatcher (rank 0) is gone")
+        return message
+
+    def abort(self) -> None:
+        """End every process of the job."""
+        self._comm.Abort(1)
+
+
+def join(env: Mapping[str, str]) -> World | None:
+    """The job that the launcher put this process in; None for a process on its own, without importing mpi4py.
+
+    Raises `InputError` where the launcher started many processes and MPI knows of one: each would do all of the work.
+    """
+    here = device.place(env)
+    if here.size == 1:
+        return None
+    world = World()
+    if world.size != here.size:
+        raise InputError(
+            f"the launcher started {here.size} processes but MPI joins {world.size}; use the mpiexec of the installed "
+            "MPI, or the `srun --mpi=` that it understands (pmix for Open MPI, pmi2 for MPICH)"
+        )
+    return world
