@@ -1,0 +1,91 @@
+"""The input files of a campaign: found once, numbered, and given the names that their items bear.
+
+`inputs.jsonl` in the run directory has one line a file. A line is never changed or moved, so that an item keeps its
+number and its name in every resumed run; files that appear later are added at the end.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlindex.records import InputError, Item
+
+MANIFEST = "inputs.jsonl"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input file: the `label` that its items are named by, and `source`, its path relative to the campaign file."""
+
+    label: str
+    source: str
+
+
+def find(patterns: Sequence[str], base: Path, origin: str) -> list[str]:
+    """The files that paths and globs relative to `base` stand for, sorted within each pattern, each file once.
+
+    Raises `InputError` naming `origin` for a pattern that matches no file.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        name = os.path.expanduser(pattern)
+        matches = [name] if (base / name).is_file() else sorted(glob.glob(name, root_dir=base, recursive=True))
+        files = [match for match in matches if (base / match).is_file()]
+        if not files:
+            raise InputError(f"{origin}: inputs: no file matches {pattern!r} in {base}; correct the path")
+        found |= dict.fromkeys(Path(os.path.normpath(file)).as_posix() for file in files)
+    return list(found)
+
+
+def label(sources: Sequence[str], known: Sequence[Input] = ()) -> list[Input]:
+    """`known` and then one input for each new source, with unique labels: the stem, or what more of the path it takes.
+
+    A colon in a name becomes an underscore: it separates the label from the number of an item within its file.
+    """
+    new = [source for source in sources if source not in {k.source for k in known}]
+    taken = {k.label for k in known}
+    ways = [lambda s: Path(s).stem, lambda s: Path(s).with_suffix("").as_posix(), lambda s: s]
+    labels: dict[str, str] = {}
+    for way in ways:
+        names = {source: way(source).replace(":", "_") for source in new if source not in labels}
+        counts = Counter(names.values())
+        labels |= {s: name for s, name in names.items() if counts[name] == 1 and name not in taken}
+        # a name that two files would share is given to neither, now or later
+        taken |= set(names.values())
+    for source in new:
+        name, n = source.replace(":", "_"), 2
+        while source not in labels:
+            if f"{name}~{n}" not in taken:
+                labels[source] = f"{name}~{n}"
+                taken.add(labels[source])
+            n += 1
+    return [*known, *(Input(labels[source], source) for source in new)]
+
+
+def item_id(name: str, item: Item, of: int) -> str:
+    """The id in the campaign of an item of the input called `name` that has `of` items: unique if the stage's are."""
+    if of == 1:
+        return name
+    return f"{name}:{item.id.removeprefix(Path(item.source).stem).lstrip(':_-#./ ') or item.id}"
+
+
+def read(run: Path) -> list[Input]:
+    """The inputs of a run directory, in order; a torn last line counts as absent."""
+    path = run / MANIFEST
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [Input(**json.loads(line)) for line in lines[:-1]]
+
+
+def write(run: Path, inputs: Sequence[Input]) -> None:
+    """Replace the manifest of a run directory in one step."""
+    partial = run / f".{MANIFEST}.partial"
+    partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in inputs))
+    os.replace(partial, run / MANIFEST)

@@ -1,0 +1,122 @@
+"""What a worker does with a batch: read, solve, commit to the shard, note in the journal; in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlindex import stage as stages
+from mlindex.records import InputError, Item, Result, Schema, failed
+from mlindex.runtime import inputs
+from mlindex.runtime.journal import Journal
+from mlindex.runtime.pool import Done
+from mlindex.runtime.shards import Entry, Shard
+
+
+def shard_stem(job: str, rank: int) -> str:
+    """How the names of a rank's shards in a job begin."""
+    return f"{job}-r{rank:04d}"
+
+
+class Ledger:
+    """Where one rank in one job puts what it has done: its shard, then its journal."""
+
+    def __init__(
+        self, run: Path, job: str, rank: int, stage: str, schema: Schema, attributes: Mapping[str, Any]
+    ) -> None:
+        own = {**attributes, "host": socket.gethostname(), "rank": rank, "job": job}
+        self._shard = Shard(run / "shards", shard_stem(job, rank), stage, schema, own)
+        self._journal = Journal(run, job, rank)
+        self.rank = rank
+
+    def commit(self, entries: Sequence[Entry]) -> list[Done]:
+        """Write entries for good; raises `OSError` where the disk does not take them."""
+        written, name = self._shard.commit(entries)
+        self._journal.items(written, name)
+        return [Done(e.input, e.index, e.of, e.result.status == "failed") for e in written]
+
+    def close(self) -> None:
+        """Trim the shard to what it holds."""
+        self._shard.close()
+
+
+def fail(unit: Item, reason: str, rank: int) -> list[Entry]:
+    """Failed entries for all items of a unit (an `Item` with the attributes `input`, `start`, `stop`, `of`)."""
+    start, of = int(unit.attrs["start"] or 0), int(unit.attrs["of"] or 1)
+    stop = start + 1 if unit.attrs["stop"] is None else int(unit.attrs["stop"])
+    entries = []
+    for k in range(start, stop):
+        named = dataclasses.replace(unit, id=unit.id if of == 1 else f"{unit.id}:{k + 1}")
+        entries.append(Entry(failed(named, reason), int(unit.attrs["input"] or 0), k, of, rank))
+    return entries
+
+
+class Worker:
+    """One rank at work, with a stage and a ledger.
+
+    `base` is the folder that the sources of items are relative to; `batch` the number of items solved and committed
+    at once.
+    """
+
+    def __init__(self, stage: Any, ledger: Ledger, base: Path, batch: int) -> None:
+        self._stage, self.ledger, self._base, self._batch = stage, ledger, base, batch
+        self._last: tuple[str, list[Item]] = ("", [])
+
+    def _read(self, label: str, source: str) -> list[Item]:
+        """The items of an input, renamed for the campaign; the last input is remembered, for its other parts."""
+        if self._last[0] != source:
+            items = self._stage.read(str(self._base / source))
+            if not items:
+                raise InputError(f"{source}: has no items; remove it from the inputs")
+            names = [inputs.item_id(label, item, len(items)) for item in items]
+            if len(set(names)) < len(names):
+                names = [f"{label}:{k + 1}" for k in range(len(items))]
+            self._last = (
+                source,
+                [dataclasses.replace(item, id=name, source=source) for item, name in zip(items, names, strict=True)],
+            )
+        return self._last[1]
+
+    def work(self, batch: Sequence[Item], opened: Callable[[int, int], None]) -> list[Done]:
+        """Do a batch of units: items with the attributes `input`, `start`, `stop` (see `pool.Unit`) and `of`.
+
+        `opened` is called with (input, number of items) for an input that has more than one.
+        """
+        ready: list[tuple[Item, int, int, int]] = []
+        spoiled: list[Entry] = []
+        for unit in batch:
+            number, start, stop = int(unit.attrs["input"] or 0), int(unit.attrs["start"] or 0), unit.attrs["stop"]
+            try:
+                items = self._read(unit.id, unit.source)
+                if unit.attrs["of"] not in (None, len(items)):
+                    raise InputError(
+                        f"{unit.source}: had {unit.attrs['of']} items and has {len(items)}; start a new run"
+                    )
+            except Exception as error:  # an input that cannot be read must not take the others with it
+                reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                spoiled += fail(unit, reason, self.ledger.rank)
+                continue
+            if len(items) > 1:
+                opened(number, len(items))
+            last = start + self._batch if stop is None else int(stop)
+            ready += [(items[k], number, k, len(items)) for k in range(start, min(last, len(items)))]
+        done = self.ledger.commit(spoiled) if spoiled else []
+        for at in range(0, len(ready), self._batch):
+            part = ready[at : at + self._batch]
+            results = self._solve([item for item, *_ in part])
+            entries = [
+                Entry(result, number, k, of, self.ledger.rank)
+                for result, (_, number, k, of) in zip(results, part, strict=True)
+            ]
+            done += self.ledger.commit(entries)
+        return done
+
+    def _solve(self, items: Sequence[Item]) -> list[Result]:
+        results = stages.solve(self._stage, items)
+        if [r.id for r in results] != [i.id for i in items]:
+            reason = f"the stage gave results for {[r.id for r in results]} in place of {[i.id for i in items]}"
+            return [failed(item, reason) for item in items]
+        return results
