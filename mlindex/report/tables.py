@@ -108,6 +108,11 @@ def tally(results: Sequence[Result]) -> str:
     return f"{len(results)} list{'' if len(results) == 1 else 's'}: {parts or 'nothing to do'}"
 
 
+def say(message: str) -> None:
+    """Print one sentence on standard error, in one line however long it is."""
+    printer(stderr=True).print(message, soft_wrap=True)
+
+
 def printer(stderr: bool = False) -> Console:
     """A console that does not fold its lines at 80 columns where there is no terminal, nor mark up what it prints."""
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,118 @@
+"""Run a campaign, say where it stands, hand its results on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mlindex.cli.index import progress_bar
+from mlindex.records import InputError, Result
+from mlindex.report.export import WRITERS
+from mlindex.report.tables import best_table, printer, say
+from mlindex.runtime import journal, master, shards
+from mlindex.runtime.run import run_campaign
+
+SMALL = 50  # items of which each gets a row
+
+
+def run_and_report(campaign: Path, ranks: int | None, resume: bool) -> int:
+    """Run a campaign and print what came of it; the exit status: 0, or 1 where something failed or is missing.
+
+    Standard output gets a row an item, or for a large campaign only the counts; standard error progress and failures.
+    Raises `InputError` for what the user has to change.
+    """
+    bar = progress_bar()
+    task = bar.add_task("items", total=None)
+
+    def progress(done: int, failed: int, total: int) -> None:
+        note = f"items ({failed} failed)" if failed else "items"
+        bar.update(task, completed=done, total=total, description=note)
+
+    try:
+        with bar:
+            summary = run_campaign(campaign, ranks, resume, progress)
+    except KeyboardInterrupt:
+        say("interrupted; --resume goes on with what is left")
+        return 130
+    if summary.rank:  # one of many: rank 0 reports
+        return summary.exit_status
+    if 0 < summary.done <= SMALL:
+        printer().print(best_table(_results(Path(summary.run))))
+    counts = ", ".join(f"{getattr(summary, name)} {name}" for name in ("solved", "unsolved", "failed"))
+    before = f", {summary.skipped} of them before" if summary.skipped else ""
+    print(f"{summary.done} of {summary.total} done ({counts}{before}) in {summary.seconds:.1f} s: {summary.run}")
+    for name, source, reason in summary.failures:
+        say(f"failed: {name} ({source}): {reason}")
+    if summary.lost:
+        say(f"{summary.lost} workers were lost; their items were given to others")
+    for problem in summary.problems:
+        say(f"problem: {problem}")
+    return summary.exit_status
+
+
+def _results(run: Path) -> list[Result]:
+    """The results of a run directory as they are now, or of one results file."""
+    if not run.exists():
+        raise InputError(f"{run}: there is no such run or results file; check the name")
+    return shards.read_results(master.build_master(run) if run.is_dir() else run)
+
+
+def export_results(run: Path, to: str, output: Path | None) -> None:
+    """Write the results of a run to standard output or a file; raises `InputError` for what cannot be done."""
+    if to not in WRITERS:
+        raise InputError(f"--to {to}: unknown format; use one of {', '.join(WRITERS)}")
+    text = WRITERS[to](_results(run))
+    if output is None:
+        for part in text:
+            sys.stdout.write(part)
+        return
+    try:
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(text)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from None
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def print_status(run: Path, as_json: bool) -> None:
+    """Print where a run stands; raises `InputError` where `run` is no run directory."""
+    now = journal.status(run)
+    if as_json:
+        print(json.dumps(now))
+        return
+    out = printer()
+    state = "running" if now["active"] else ("complete" if not now["left"] else "stopped; --resume goes on")
+    out.print(f"{now['run']}: {state}")
+    counts = ", ".join(f"{now[name]} {name}" for name in ("solved", "unsolved", "failed"))
+    out.print(f"{now['done']} of {now['total']} done ({counts}), {now['left']} left")
+    if now["rate"]:
+        left = f", {_clock(now['eta'])} left" if now["eta"] and now["active"] else ""
+        out.print(f"{now['rate']:.3g} items a second{left}")
+    if now["lost"]:
+        out.print(f"{now['lost']} workers were lost; their items were given to others")
+    if now["missing"]:
+        out.print(f"missing shards, whose items --resume does again: {', '.join(now['missing'])}")
+    if now["ranks"]:
+        out.print(_ranks(now["ranks"]))
+
+
+def _ranks(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in ("job", "rank", "host", "done", "failed", "seconds each", "last"):
+        table.add_column(name, justify="left" if name in ("job", "host") else "right", overflow="fold")
+    for row in rows:
+        each = row["seconds"] / row["done"] if row["done"] else 0.0
+        last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["last"])) if row["last"] else ""
+        cells = (row["job"], row["rank"], row["host"], row["done"], row["failed"], f"{each:.2f}", last)
+        table.add_row(*map(str, cells))
+    return table

@@ -1,0 +1,203 @@
+"""The command line. Standard output carries results, standard error progress and messages.
+
+Exit status: 0 all items processed, 1 some failed (each named with its reason), 2 bad usage or configuration. What a
+command needs is imported when it runs, so that `--help`, `--version` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
+
+import typer
+
+import mlindex
+
+app = typer.Typer(
+    name="mlindex",
+    help="Distributed indexing of diffraction data: from peak lists to ranked unit cells.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index = typer.Typer(no_args_is_help=True, help="Index files in this process and print the solutions.")
+app.add_typer(index, name="index")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlindex {mlindex.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _choices(values: Sequence[str]) -> Any:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def _bravais(incomplete: str) -> list[str]:
+    from mlindex.config import Bravais
+
+    return [value for value in get_args(Bravais) if value.startswith(incomplete)]
+
+
+def _angstrom(text: str) -> float:
+    from mlindex.formats.wavelength import wavelength_from_text
+    from mlindex.records import InputError
+
+    value = wavelength_from_text(text)
+    if value is None:
+        raise InputError(f"--wavelength: {text!r} is no wavelength; give angstrom (1.5406) or a line such as CuKa1")
+    return value
+
+
+@index.command("powder")
+def index_powder(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Peak lists, directories of them, or globs.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this HDF5 file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a list instead of tables.")] = False,
+    quantity: Annotated[
+        str | None,
+        typer.Option(
+            help="What the positions are: q2 = 1/d^2, q = 1/d (not 2 pi/d), d in angstrom, or tth = 2theta in degrees. "
+            "Default: what the file says.",
+            metavar="q2|q|d|tth",
+            autocompletion=_choices(("q2", "q", "d", "tth")),
+        ),
+    ] = None,
+    wavelength: Annotated[
+        str | None,
+        typer.Option(help="In angstrom, or a line such as CuKa1. Default: what the file says.", metavar="ANGSTROM"),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="How long to search; default normal.",
+            metavar="quick|normal|thorough",
+            autocompletion=_choices(("quick", "normal", "thorough")),
+        ),
+    ] = None,
+    lattice: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bravais lattices to try, as cP or mP,mC; may be repeated. Default: all fourteen.",
+            metavar="LATTICE",
+            autocompletion=_bravais,
+        ),
+    ] = None,
+    max_volume: Annotated[
+        float | None,
+        typer.Option(help="Largest conventional cell in cubic angstrom. Default: from the density of lines."),
+    ] = None,
+    impurities: Annotated[
+        int | None, typer.Option(help="Unexplained lines tolerated among the first twenty, 0 to 6; default 3.")
+    ] = None,
+    zero_shift: Annotated[
+        bool | None,
+        typer.Option(
+            "--zero-shift/--no-zero-shift",
+            help="Fit a zero shift of 2theta where the wavelength is known; default: fit it.",
+            show_default=False,
+        ),
+    ] = None,
+    solutions: Annotated[int | None, typer.Option(help="Solutions reported for each list; default 10.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random search; default 0.")] = None,
+) -> None:
+    """Index peak lists: ranked unit cells, without saying which lattice system to try.
+
+    A list is text or CSV columns, .npy, JSON or GSAS-II .pkslst; in it, a line '# q2' (or q, d, tth) says what
+    its positions are, and '# wavelength 1.5406' the wavelength.
+    """
+    from mlindex.config import PowderSettings, validated
+
+    given = {
+        "effort": effort,
+        "lattice": [name for entry in lattice or () for name in entry.replace(",", " ").split()] or None,
+        "max_volume": max_volume,
+        "impurities": impurities,
+        "zero_shift": zero_shift,
+        "solutions": solutions,
+        "quantity": quantity,
+        "wavelength": None if wavelength is None else _angstrom(wavelength),
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    settings = validated(PowderSettings, chosen, "command line")
+
+    from mlindex.cli.index import index_files
+
+    raise typer.Exit(index_files("powder", settings, files, output, json))
+
+
+@app.command("run")
+def run(
+    campaign: Annotated[Path, typer.Argument(metavar="CAMPAIGN.toml", help="The campaign: inputs, stage, settings.")],
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Worker processes to start with mpiexec. Default: this process, or the ranks it is among."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run of this campaign stopped.")
+    ] = False,
+) -> None:
+    """Run a campaign in one process, on many ranks, or as one of the ranks of mpiexec or srun."""
+    from mlindex.cli.campaign import run_and_report
+
+    raise typer.Exit(run_and_report(campaign, ranks, resume))
+
+
+@app.command("status")
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory that a run writes.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say where a run stands, also while it is running."""
+    from mlindex.cli.campaign import print_status
+
+    print_status(run, json)
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a results file (.h5).")],
+    to: Annotated[str, typer.Option("--to", metavar="json|csv|cif", autocompletion=_choices(("json", "csv", "cif")))],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this file instead of standard output.")
+    ] = None,
+) -> None:
+    """Hand results on: JSON lines, CSV with one row a solution, or CIF with the best cell of each list."""
+    from mlindex.cli.campaign import export_results
+
+    export_results(run, to, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; a problem with the input or the configuration is one sentence and status 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="mlindex")
+    except Exception as error:
+        from mlindex.records import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        print(f"mlindex: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()
