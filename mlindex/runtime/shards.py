@@ -26,8 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mlindex.records import Column, InputError, Result, Schema, Status, failed
-from mlindex.records import Item as _Item
+from mlindex.records import Column, InputError, Item, Result, Schema, Status, failed
 
 ITEMS = (
     Column("id", "str", long_name="name of the item, unique in the campaign"),
@@ -41,7 +40,7 @@ ITEMS = (
     Column("rank", "int64", long_name="rank that worked on the item"),
     Column("time", "float64", (), "s", "when the item was committed, since 1970-01-01 UTC"),
 )
-_BYTES, _ROWS = 1 << 25, (1024, 1 << 16)  # extent of a table: so many bytes, within so many rows
+_BYTES, _ROWS = 1 << 25, (1024, 1 << 18)  # extent of a table: so many bytes, within so many rows
 _STRING = 64  # bytes, the shortest extent of a text column; in the table of items, where reasons are long:
 _REASON = 256
 VERSION = ("v110", "v110")  # of the HDF5 format: the first whose attributes may be longer than 64 kB
@@ -117,7 +116,7 @@ def _checked(entry: Entry, schema: Schema) -> tuple[Entry, dict[str, Columns]]:
         return entry, tables
     except (ValueError, TypeError) as error:
         broken = failed(
-            _Item(result.id, result.source), f"the stage's result breaks its schema: {error}", result.seconds
+            Item(result.id, result.source), f"the stage's result breaks its schema: {error}", result.seconds
         )
         return Entry(broken, entry.input, entry.index, entry.of, entry.rank, entry.time), {}
 
@@ -161,7 +160,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _Segment:
-    """One file of fixed extents, open for appending."""
+    """One file of fixed extents, open for appending; it has a temporary name until `publish`."""
 
     def __init__(
         self,
@@ -183,7 +182,7 @@ class _Segment:
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # leaves holes, which read as zeros and take no space
         partial = path.with_name(f".{path.name}.partial")
-        with h5py.File(partial, "w", libver=VERSION) as file:
+        with h5py.File(partial, "w", libver=VERSION, locking=False) as file:
             describe(file, attributes, stage, columns)
             file.create_dataset("committed", data=np.zeros(1, np.int64)).attrs["long_name"] = "items that count"
             self._committed = file["committed"].id.get_offset()
@@ -194,10 +193,14 @@ class _Segment:
                     dataset = h5py.Dataset(h5py.h5d.create(file[stage][table].id, c.name.encode(), kind, space, plan))
                     describe_column(dataset, c)
                     self._at[table, c.name] = dataset.id.get_offset()
+        self._partial = partial
         self._file = os.open(partial, os.O_WRONLY)
+
+    def publish(self) -> None:
+        """Give the file its name, in place of another that had it."""
         os.fsync(self._file)
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        os.replace(self._partial, self.path)
+        _sync_folder(self.path.parent)
 
     def fits(self, block: Mapping[str, Columns]) -> bool:
         """There is room for these rows, and for their longest texts."""
@@ -241,6 +244,7 @@ class Shard:
         self._columns = {"items": _item_columns(schema.tables), **{t: tuple(cs) for t, cs in schema.tables.items()}}
         self._segment: _Segment | None = None
         self._paths: list[Path] = []
+        self._lengths: dict[tuple[str, str], int] = {}  # of texts, in the file being written; they only grow
 
     def commit(self, entries: Sequence[Entry]) -> tuple[list[Entry], str]:
         """Write a batch for good; the entries as written (one that breaks the schema has failed), and the file's name.
@@ -279,21 +283,22 @@ class Shard:
         """Another file, wide enough for the block and its like."""
         if self._segment is not None:
             self._segment.close()
-        lengths = {
-            (table, name): max(_REASON if table == "items" else _STRING, 2 * values.dtype.itemsize)
-            for table, columns in block.items()
-            for name, values in columns.items()
-            if values.dtype.kind == "S"
-        }
+        for table, columns in block.items():
+            for name, values in columns.items():
+                if values.dtype.kind == "S":
+                    least = self._lengths.get((table, name), _REASON if table == "items" else _STRING)
+                    self._lengths[table, name] = max(least, 2 * values.dtype.itemsize)
+        lengths = self._lengths
         sizes = {}
-        for table, columns in self._columns.items():
+        for table, described in self._columns.items():
             width = sum(
-                _dtype(c, lengths.get((table, c.name), _STRING)).itemsize * int(np.prod(c.shape)) for c in columns
+                _dtype(c, lengths.get((table, c.name), _STRING)).itemsize * int(np.prod(c.shape)) for c in described
             )
             need = max((len(values) for values in block.get(table, {}).values()), default=0)
             sizes[table] = max(min(max(_BYTES // max(width, 1), _ROWS[0]), _ROWS[1]), 2 * need)
         path = self._folder / f"{self._stem}-{len(self._paths):03d}.h5"
         self._segment = _Segment(path, self._stage, self._columns, sizes, lengths, self._attributes)
+        self._segment.publish()
         self._paths.append(path)
 
     def close(self) -> None:
@@ -311,6 +316,7 @@ class Shard:
             sizes = {t: max(len(next(iter(c.values()))), 1) for t, c in block.items()}
             trimmed = _Segment(path, data.stage, data.columns, sizes, lengths, data.attributes)
             trimmed.append(block)
+            trimmed.publish()
             trimmed.close()
         self._paths = []
 

@@ -1,0 +1,144 @@
+"""Campaigns of the toy stage in a temporary folder, and their processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlindex.records import Result
+from mlindex.runtime.master import survey
+from mlindex.runtime.shards import read_results
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0  # seconds that anything may take on a busy machine
+
+
+def make(folder: Path, files: dict[str, str], batch: int = 2, extra: str = "") -> Path:
+    """A campaign file in `folder` over `in/*.txt`, which get the text in `files`."""
+    for name, text in files.items():
+        path = folder / "in" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    campaign = folder / "campaign.toml"
+    campaign.write_text(
+        f'[campaign]\nstage = "tests.runtime.toy:ToyStage"\ninputs = ["in/**/*.txt"]\nbatch = {batch}\n{extra}'
+    )
+    return campaign
+
+
+def values(n: int, what: str = "") -> dict[str, str]:
+    """`n` files of one item each."""
+    return {f"f{i:03d}": f"value {i} {what}" for i in range(n)}
+
+
+def start(campaign: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The runtime as a process, its standard error to be read."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlindex.runtime.run", str(campaign), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str], campaign: Path) -> tuple[int, str, str]:
+    """Wait for a process; exit status, standard output and error. Whatever is left of the run after that is killed."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        kill_all(campaign)
+    return process.returncode, out, err
+
+
+def run(campaign: Path, *arguments: str) -> tuple[int, str, str]:
+    """The runtime from start to end."""
+    return end(start(campaign, *arguments), campaign)
+
+
+def pids(campaign: Path, ranks_only: bool = False) -> dict[int, dict[str, str]]:
+    """The living processes of a run, known by the campaign's path in their command line, with their environment."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                block = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            env = dict(pair.split("=", 1) for pair in block if "=" in pair)
+            if str(campaign) in words and int(entry.name) != os.getpid():
+                if not ranks_only or "mpiexec" not in words[0] and "OMPI_COMM_WORLD_RANK" in env:
+                    found[int(entry.name)] = env
+    return found
+
+
+def rank_pid(campaign: Path, rank: int) -> int:
+    """The process of one rank."""
+    return next(pid for pid, env in pids(campaign, True).items() if env["OMPI_COMM_WORLD_RANK"] == str(rank))
+
+
+def kill_all(campaign: Path) -> None:
+    """kill -9 of every process of a run."""
+    while found := pids(campaign):
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.02)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def journaled(run: Path) -> list[dict]:
+    """The whole lines of all journals."""
+    lines = []
+    for path in (run / "journal").glob("*.jsonl"):
+        lines += [json.loads(text) for text in path.read_text().split("\n")[:-1]]
+    return lines
+
+
+def shard_keys(run: Path) -> Counter[tuple[int, int]]:
+    """How many times each item is in the shards; all of them can be read."""
+    seen = survey(run)
+    assert not seen.unreadable
+    return Counter(key for shard in seen.shards for key in shard.keys())
+
+
+def once(run: Path, n: int) -> None:
+    """Each of `n` items is in the shards, in the master and in the journal exactly once."""
+    keys = shard_keys(run)
+    assert len(keys) == n and set(keys.values()) == {1}
+    results = read_results(run / "results.h5")
+    assert len(results) == n and len({r.id for r in results}) == n
+    lines = Counter((line["input"], line["index"]) for line in journaled(run) if "index" in line)
+    assert lines == keys
+
+
+def same(one: Sequence[Result], other: Sequence[Result]) -> None:
+    """Equal in everything but the time they took."""
+    assert [(r.id, r.source, r.status, r.reason) for r in one] == [(r.id, r.source, r.status, r.reason) for r in other]
+    for a, b in zip(one, other, strict=True):
+        assert set(a.tables) == set(b.tables)
+        for table in a.tables:
+            assert set(a.tables[table]) == set(b.tables[table])
+            for name in a.tables[table]:
+                left, right = np.asarray(a.tables[table][name]), np.asarray(b.tables[table][name])
+                assert left.dtype.kind == right.dtype.kind and left.shape == right.shape
+                np.testing.assert_array_equal(left, right)
