@@ -23,6 +23,10 @@ from numpy.typing import NDArray
 CellLike = Sequence[Any] | Num[Any, "... 6"]  # (a, b, c, alpha, beta, gamma), one or a batch
 
 
+_PLACE = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # of each matrix element among the six numbers
+_SHARE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])
+
+
 def _namespace(x: Any) -> Any:
     """The array module of `x`: `jax.numpy` for JAX arrays and tracers, NumPy for everything else."""
     return x.__array_namespace__() if hasattr(x, "__array_namespace__") else np
@@ -44,13 +48,9 @@ def checked_cell(cell: Sequence[Any] | NDArray, *, origin: str = "unit cell") ->
     return array
 
 
-def matrix_from_metric(m: Num[Any, "... 6"]) -> Num[Any, "... 3 3"]:
+def matrix_from_metric(m: Float[Any, "... 6"]) -> Float[Any, "... 3 3"]:
     """The symmetric matrix (..., 3, 3) of a metric (..., 6)."""
-    xp = _namespace(m)
-    m11, m22, m33 = m[..., 0], m[..., 1], m[..., 2]
-    m23, m13, m12 = m[..., 3] / 2, m[..., 4] / 2, m[..., 5] / 2
-    rows = [xp.stack(row, -1) for row in ((m11, m12, m13), (m12, m22, m23), (m13, m23, m33))]
-    return xp.stack(rows, -2)
+    return m[..., _PLACE] * _SHARE.astype(m.dtype)
 
 
 def metric_from_matrix(matrix: Num[Any, "... 3 3"]) -> Num[Any, "... 6"]:

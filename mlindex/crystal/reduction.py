@@ -127,7 +127,8 @@ def delone_reduce(direct: Float[np.ndarray, "n 6"]) -> tuple[Float[np.ndarray, "
     base = np.broadcast_to(np.vstack([np.eye(3), -np.ones(3)]), (len(scalars), 4, 3)).copy()
     for _ in range(10_000):
         worst = scalars.argmax(1)
-        positive = scalars.max(1) > 1e-13 * np.abs(scalars).max(1)
+        # well above rounding: of several superbases that are obtuse within it, the first is kept
+        positive = scalars.max(1) > 1e-10 * np.abs(scalars).max(1)
         if not positive.any():
             break
         moved = worst[positive]
@@ -164,7 +165,7 @@ def reduced_signature(g_primitive: Float[Any, "... 6"]) -> Float[Any, "... 13"]:
 
 def lattice_distance(
     g1_primitive: Float[np.ndarray, "... 6"], g2_primitive: Float[np.ndarray, "... 6"]
-) -> Float[np.ndarray, " ..."]:
+) -> Float[Any, " ..."]:
     """How far two lattices are apart: the largest relative difference in length among the seven Voronoi vectors.
 
     The smallest over the 168 relabellings is taken, so the choice of basis and of reduced type does not matter.

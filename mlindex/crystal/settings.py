@@ -13,11 +13,12 @@ Source: International Tables for Crystallography A (2016), sections 1.5.1 and 3.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from numpy.typing import NDArray
 
 from mlindex.crystal.lattice import BRAVAIS, primitive_transform
@@ -41,12 +42,18 @@ def right_handed(basis: NDArray) -> NDArray:
     return basis if np.linalg.det(basis) > 0 else basis * np.array([1, -1, 1])
 
 
-def centring_of(basis: Float[Any, "3 3"]) -> str:
+def centring_of(basis: Num[Any, "3 3"]) -> str:
     """The centring letter of a conventional basis given in a primitive one (P, A, B, C, I, F, R obverse or reverse
     r).
 
     Raises `ValueError` where the lattice points fit none of them.
     """
+    return _centring(np.ascontiguousarray(basis, np.float64).tobytes())
+
+
+@lru_cache(maxsize=10_000)
+def _centring(data: bytes) -> str:
+    basis = np.frombuffer(data).reshape(3, 3)
     inverse = np.linalg.inv(basis)
     points = {tuple(p) for p in np.round((np.array(list(product(range(-3, 4), repeat=3))) @ inverse.T) % 1, 4) % 1}
     half = {
@@ -63,7 +70,7 @@ def centring_of(basis: Float[Any, "3 3"]) -> str:
     for letter, extra in half.items():
         if points == {(0.0, 0.0, 0.0), *extra}:
             return letter
-    raise ValueError(f"the basis {np.asarray(basis).tolist()} has no standard centring")
+    raise ValueError(f"the basis {basis.tolist()} has no standard centring")
 
 
 def net_basis(normal: NDArray) -> NDArray[np.int64]:
@@ -163,7 +170,7 @@ def standard_setting(
     return cell_from_direct_metric(metric_from_matrix(p.T @ direct @ p)), p
 
 
-def cell_from_basis(g: Float[np.ndarray, " 6"], p: Float[Any, "3 3"]) -> Float[np.ndarray, " 6"]:
+def cell_from_basis(g: Float[np.ndarray, " 6"], p: Num[Any, "3 3"]) -> Float[np.ndarray, " 6"]:
     """The cell (angstrom, degrees) spanned by the columns of P in the lattice with reciprocal metric g."""
     direct = matrix_from_metric(inverted_metric(g))
     return cell_from_direct_metric(metric_from_matrix(p.T @ direct @ p))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -62,7 +63,7 @@ class ConventionalCell:
         return cell_from_reciprocal_metric(self.metric)
 
 
-def strain(g1: Float[np.ndarray, "... 6"], g2: Float[np.ndarray, "... 6"]) -> Float[np.ndarray, " ..."]:
+def strain(g1: Float[np.ndarray, "... 6"], g2: Float[np.ndarray, "... 6"]) -> Float[Any, " ..."]:
     """The largest relative difference of q2 between two metrics in the same basis, max |eigenvalue(G1 G2^-1) - 1|."""
     inverse = np.linalg.inv(np.linalg.cholesky(matrix_from_metric(g2)))
     relative = inverse @ matrix_from_metric(g1) @ np.swapaxes(inverse, -1, -2)
@@ -124,9 +125,16 @@ def _coprime_null(matrix: NDArray) -> NDArray[np.int64]:
     return vector // np.gcd.reduce(vector)
 
 
+@lru_cache(maxsize=2_000)
+def _axis_of(data: bytes) -> NDArray[np.int64]:
+    axis = _coprime_null(np.frombuffer(data, np.int64).reshape(3, 3) - np.eye(3, dtype=np.int64))
+    axis.setflags(write=False)
+    return axis
+
+
 def _axis(w: NDArray) -> NDArray[np.int64]:
     """The direction [uvw] of a rotation (coprime): W u = u."""
-    return _coprime_null(w - np.eye(3, dtype=np.int64))
+    return _axis_of(np.ascontiguousarray(w, np.int64).tobytes())
 
 
 def _length(vector: NDArray, direct: NDArray) -> float:
@@ -158,7 +166,7 @@ def _conventional(group: NDArray, g: NDArray, direct: NDArray) -> tuple[str, NDA
         case 1:
             return "aP", np.rint(niggli_from_cell(cell_from_reciprocal_metric(g), "P")[1]).astype(np.int64)
         case 2:
-            return monoclinic_basis(_axis(folds[0]), _coprime_null(folds[0].T - np.eye(3, dtype=np.int64)), direct)
+            return monoclinic_basis(_axis(folds[0]), _axis(folds[0].T), direct)
         case 4:
             basis = np.stack([_axis(w) for w in folds], 1)
             return orthorhombic_basis(basis, np.array([_length(u, direct) for u in basis.T]))
