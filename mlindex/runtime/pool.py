@@ -15,7 +15,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,7 @@ class Queue:
         return suspects if lost else []
 
 
+@runtime_checkable
 class Messenger(Protocol):
     """What `dispatch` and `serve` need of a world."""
 
@@ -212,6 +213,7 @@ def _unpack(message: Message) -> Any:
     return json.loads(message.data.tobytes())
 
 
+@runtime_checkable
 class Events(Protocol):
     """What `dispatch` tells its caller."""
 

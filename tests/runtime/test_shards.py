@@ -118,7 +118,7 @@ class _Killed(BaseException):
 
 
 @settings(max_examples=120)
-@given(st.integers(0, 12000), st.booleans())
+@given(st.integers(0, 30000), st.booleans())
 def test_any_prefix_of_the_writes_is_a_readable_shard(budget, close_early):
     """A kill is a prefix of the bytes written: at every one the file has the committed items, whole, and no others."""
     real, left, committed = os.pwrite, [budget], 0

@@ -1,0 +1,163 @@
+"""Where ranks run: the environments of launchers, faked, and what follows for GPUs, cores and caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlindex.runtime import device
+from mlindex.runtime.device import Place, place, settings, share_of_cpus
+from tests.runtime.campaigns import ROOT
+
+CPUS = frozenset(range(16))
+
+
+def openmpi(rank: int, local: int, size: int = 8, here: int = 4) -> dict[str, str]:
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    return {f"OMPI_COMM_WORLD_{n}": str(v) for n, v in zip(names, (rank, size, local, here), strict=True)}
+
+
+def mpich(rank: int, local: int, size: int = 8, here: int = 4) -> dict[str, str]:
+    names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+    return {n: str(v) for n, v in zip(names, (rank, size, local, here), strict=True)}
+
+
+def srun(rank: int, local: int, size: int = 8, here: int = 4) -> dict[str, str]:
+    return {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_TASKS_PER_NODE": f"{here}(x{size // here})",
+        "SLURM_NTASKS": str(size),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(local),
+        "SLURM_NODEID": str(rank // here),
+        "PMIX_RANK": str(rank),
+    }
+
+
+def two_nodes(launcher) -> list[dict[str, str]]:
+    return [launcher(rank, rank % 4) for rank in range(8)]
+
+
+@pytest.mark.parametrize("launcher", [openmpi, mpich, srun])
+def test_eight_ranks_on_two_nodes(launcher):
+    """Four GPUs and 16 cores a node: no GPU and no core is shared, and the dispatcher takes none."""
+    places = [place(env) for env in two_nodes(launcher)]
+    assert [(p.rank, p.local_rank, p.local_size, p.size) for p in places] == [(r, r % 4, 4, 8) for r in range(8)]
+    assert [p.worker for p in places[1:]] == [0, 1, 2, 0, 1, 2, 3]
+    assert [p.workers for p in places] == [3] * 4 + [4] * 4
+    for node in (range(1, 4), range(4, 8)):
+        masks = {r % 4: CPUS for r in node}
+        got = [settings(launcher(r, r % 4), masks, n_gpus=4, host="n") for r in node]
+        assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in got] == [str(i) for i in range(len(node))]
+        assert all("XLA_CLIENT_MEM_FRACTION" not in s.environment for s in got)
+        assert len({s.cache for s in got}) == len(node)
+        assert sum(len(s.cpus) for s in got) == 16 and frozenset().union(*(s.cpus for s in got)) == CPUS
+        assert [int(s.environment["OMP_NUM_THREADS"]) for s in got] == [len(s.cpus) for s in got]
+
+
+def test_ranks_that_share_a_gpu_share_its_memory():
+    env = openmpi(5, 1)
+    got = settings(env, {i: CPUS for i in range(4)}, n_gpus=2).environment
+    assert got["CUDA_VISIBLE_DEVICES"] == "1" and got["XLA_CLIENT_MEM_FRACTION"] == "0.450"
+    env |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"}
+    assert "XLA_CLIENT_MEM_FRACTION" not in settings(env, {i: CPUS for i in range(4)}, n_gpus=2).environment
+
+
+def test_gpus_that_the_user_or_slurm_chose_stay():
+    masks = {i: CPUS for i in range(4)}
+    some = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": "6,7"}, masks, n_gpus=8)
+    assert some.environment["CUDA_VISIBLE_DEVICES"] == "7"
+    none = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": ""}, masks, n_gpus=8)
+    assert "CUDA_VISIBLE_DEVICES" not in none.environment
+    bound = settings(srun(5, 1) | {"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0"}, masks, n_gpus=1)
+    assert not {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION"} & set(bound.environment)
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, openmpi(0, 0, 1, 1), srun(0, 0, 1, 1)]
+)
+def test_a_process_on_its_own_keeps_its_threads_and_gpus(env):
+    """Also the script of a SLURM batch job, which has SLURM_NTASKS and is no task."""
+    assert place(env) == Place()
+    got = settings({**env, "HOME": "/h"}, {0: CPUS}, n_gpus=4, host="n")
+    assert got.cpus is None
+    assert set(got.environment) == {
+        "JAX_COMPILATION_CACHE_DIR",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+    }
+    assert str(got.cache) == "/h/.cache/mlindex/jax/n/0"
+
+
+def test_cache_folder_is_the_users_choice():
+    assert str(device.cache_root({"HOME": "/h", "XDG_CACHE_HOME": "/x"})) == "/x/mlindex/jax"
+    assert str(device.cache_root({"HOME": "/h", "XDG_CACHE_HOME": "/x", "MLINDEX_CACHE": "/c"})) == "/c/jax"
+    own = settings({"JAX_COMPILATION_CACHE_DIR": "/mine", "HOME": "/h"}, {0: CPUS})
+    assert own.cache is None and own.environment["JAX_COMPILATION_CACHE_DIR"] == "/mine"
+
+
+def test_thread_limits_of_the_user_stay():
+    env = openmpi(5, 1) | {"OMP_NUM_THREADS": "3", "XLA_FLAGS": "--xla_dump_to=/d"}
+    got = settings(env, {i: frozenset({0}) for i in range(4)}).environment
+    assert "OMP_NUM_THREADS" not in got and got["OPENBLAS_NUM_THREADS"] == "1"
+    assert got["XLA_FLAGS"] == "--xla_dump_to=/d --xla_cpu_multi_thread_eigen=false"
+
+
+def test_uneven_nodes_of_slurm():
+    env = srun(6, 1, 7, 1) | {"SLURM_STEP_TASKS_PER_NODE": "3,2(x2)", "SLURM_NODEID": "2"}
+    assert place(env).local_size == 2
+
+
+@given(st.sets(st.integers(0, 200), min_size=1, max_size=40), st.integers(1, 50))
+def test_unbound_ranks_divide_the_cores(cpus, ranks):
+    masks = {rank: frozenset(cpus) for rank in range(ranks)}
+    shares = [share_of_cpus(masks, rank) for rank in range(ranks)]
+    if ranks == 1:
+        assert shares == [None]
+        return
+    assert frozenset().union(*shares) == (frozenset(cpus) if ranks <= len(cpus) else frozenset().union(*shares))
+    assert all(share and share <= cpus for share in shares)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    if ranks <= len(cpus):
+        assert sum(sizes) == len(cpus)
+
+
+def test_ranks_bound_by_the_launcher_stay_where_they_are():
+    masks = {0: frozenset({0, 1}), 1: frozenset({2, 3})}
+    assert [share_of_cpus(masks, rank) for rank in masks] == [None, None]
+
+
+APPLY = """
+import json, os, sys
+from mlindex.runtime import device
+got = device.apply({0: device.available_cpus(), 1: device.available_cpus()})
+before = "jax" in sys.modules
+import jax, jax.numpy as jnp
+jax.jit(lambda x: x @ x)(jnp.ones((64, 64))).block_until_ready()
+names = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+print(json.dumps([sorted(os.sched_getaffinity(0)), before, names.count("tf_XLAEigen"), jax.config.jax_compilation_cache_dir]))
+"""
+
+
+def test_apply_limits_xla_and_fills_the_cache(tmp_path):
+    """What the variables and the affinity are for: XLA's own threads are as many as the rank's cores."""
+    outcomes = []
+    for local in range(2):
+        env = {**os.environ, **openmpi(local + 2, local, 4, 2), "MLINDEX_CACHE": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", APPLY], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        outcomes.append(json.loads(done.stdout))
+    for cpus, early, threads, cache in outcomes:
+        assert not early and threads <= len(cpus)
+        assert os.listdir(cache)
+    assert outcomes[0][3] != outcomes[1][3]
+    everything = sorted(os.sched_getaffinity(0))
+    if len(everything) > 1:
+        assert sorted(outcomes[0][0] + outcomes[1][0]) == everything
