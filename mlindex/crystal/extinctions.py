@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import gemmi
 import numpy as np
@@ -100,16 +100,45 @@ def line_members(hkl: Int[np.ndarray, "n 3"], bravais: str) -> tuple[Int[np.ndar
     return table[:, :3], table[:, 3]
 
 
-@lru_cache(maxsize=64)
+class _Absences:
+    """Which settings of which space groups take a line away, kept by line: candidate cells ask for the same lines
+    again."""
+
+    def __init__(self, bravais: str) -> None:
+        self.bravais = bravais
+        self.groups = tuple(space_groups(bravais))
+        self._operations = tuple(group.operations() for group in self.groups)
+        self._known: dict[bytes, NDArray[np.bool_]] = {}
+
+    def table(self, hkl: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n settings, n lines), True where the whole line is absent."""
+        lattice = BRAVAIS[self.bravais]
+        # hR lines have hexagonal symmetry, so their key has it too; the centring decides what a key may contain
+        names = [key.tobytes() for key in np.ascontiguousarray(line_key(hkl, lattice.system))]
+        new = {name: n for n, name in enumerate(names) if name not in self._known}
+        if new:
+            members, owner = line_members(hkl[list(new.values())], self.bravais)
+            indices = np.ascontiguousarray(members, np.int32)
+            has_member = np.bincount(owner, minlength=len(new)) > 0
+            found = np.empty((len(self.groups), len(new)), bool)
+            for row, operations in zip(found, self._operations, strict=True):
+                present = ~operations.systematic_absences(indices)
+                row[:] = has_member & (np.bincount(owner[present], minlength=len(new)) == 0)
+            self._known.update(zip(new, found.T, strict=True))
+        return np.array([self._known[name] for name in names]).reshape(len(names), len(self.groups)).T
+
+
+@cache
+def _absences(bravais: str) -> _Absences:
+    return _Absences(bravais)
+
+
+@lru_cache(maxsize=256)
 def _extinction_groups(bravais: str, data: bytes) -> ExtinctionGroups:
     hkl = np.frombuffer(data, np.int64).reshape(-1, 3)
-    members, owner = line_members(hkl, bravais)
-    has_member = np.bincount(owner, minlength=len(hkl)) > 0
-    indices = np.ascontiguousarray(members, np.int32)
-    patterns: dict[bytes, list[gemmi.SpaceGroup]] = {np.zeros(len(hkl), bool).tobytes(): []}
-    for group in space_groups(bravais):
-        present = ~group.operations().systematic_absences(indices)
-        absent = has_member & (np.bincount(owner[present], minlength=len(hkl)) == 0)
+    absences = _absences(bravais)
+    patterns: dict[bytes, list[gemmi.SpaceGroup]] = {}
+    for group, absent in zip(absences.groups, absences.table(hkl), strict=True):
         patterns.setdefault(absent.tobytes(), []).append(group)
     rows = sorted(patterns.items(), key=lambda item: (sum(item[0]), item[1][0].number, item[1][0].xhm()))
     mask = np.array([np.frombuffer(pattern, bool) for pattern, _ in rows]).reshape(len(rows), len(hkl))

@@ -27,7 +27,6 @@ from mlindex.crystal.metric import (
     cell_from_direct_metric,
     checked_cell,
     direct_metric_from_cell,
-    inverted_metric,
     matrix_from_metric,
     metric_from_matrix,
 )
@@ -168,9 +167,3 @@ def standard_setting(
         _, basis = monoclinic_basis(in_primitive[:, 1], normal, primitive_direct)
     p = np.round(to_primitive @ basis, 9)
     return cell_from_direct_metric(metric_from_matrix(p.T @ direct @ p)), p
-
-
-def cell_from_basis(g: Float[np.ndarray, " 6"], p: Num[Any, "3 3"]) -> Float[np.ndarray, " 6"]:
-    """The cell (angstrom, degrees) spanned by the columns of P in the lattice with reciprocal metric g."""
-    direct = matrix_from_metric(inverted_metric(g))
-    return cell_from_direct_metric(metric_from_matrix(p.T @ direct @ p))
