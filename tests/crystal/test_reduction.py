@@ -37,7 +37,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_niggli_against_gemmi(name, seed):
     rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def test_niggli_does_not_depend_on_the_basis(seed):
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_selling_reduction(name, seed):
     rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def test_vonorms_are_the_shortest_vectors_of_their_classes(seed):
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_signature_is_a_continuous_property_of_the_lattice(name, seed):
     rng = np.random.default_rng(seed)

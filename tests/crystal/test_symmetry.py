@@ -52,7 +52,7 @@ def check_laws(found, g, tolerance):
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_lattice_and_cell_are_recovered(name, seed):
     rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def test_nearly_special_lattices_come_with_both_symmetries(name, cell, expected,
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_standard_setting(name, seed):
     rng = np.random.default_rng(seed)
