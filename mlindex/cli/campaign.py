@@ -41,8 +41,9 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool) -> int:
         return 130
     if summary.rank:  # one of many: rank 0 reports
         return summary.exit_status
-    if 0 < summary.done <= SMALL:
-        printer().print(best_table(_results(Path(summary.run))))
+    results = _results(Path(summary.run)) if 0 < summary.done <= SMALL else []
+    if any("bravais" in result.tables.get("solutions", {}) for result in results):  # other stages have other tables
+        printer().print(best_table(results))
     counts = ", ".join(f"{getattr(summary, name)} {name}" for name in ("solved", "unsolved", "failed"))
     before = f", {summary.skipped} of them before" if summary.skipped else ""
     print(f"{summary.done} of {summary.total} done ({counts}{before}) in {summary.seconds:.1f} s: {summary.run}")

@@ -27,10 +27,11 @@ index = typer.Typer(no_args_is_help=True, help="Index files in this process and 
 app.add_typer(index, name="index")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"mlindex {mlindex.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -14,7 +14,9 @@ from mlindex.powder.record import powder_record
 from mlindex.records import Result, Status
 
 PLAIN_WIDTH = 160  # columns where no terminal says how many there are
-_COLUMNS = ("lattice", "a, b, c (Å), α, β, γ (°)", "V (Å³)", "M20", "lines", "prob.", "zero (°)", "space group")
+_COLUMNS = ("type", "a, b, c (Å)", "α, β, γ (°)", "V (Å³)", "M20", "lines", "prob.", "zero (°)", "space group")
+_LEFT = {"list", "type", "a, b, c (Å)", "α, β, γ (°)", "space group"}
+_ANGLES = {"a": (3, 4, 5), "m": (4,), "h": (5,)}  # by crystal family, those worth printing; the others are right
 
 
 def _number(value: float | None, spec: str) -> str:
@@ -24,15 +26,16 @@ def _number(value: float | None, spec: str) -> str:
 def _cells(solution: dict[str, Any]) -> list[str]:
     """The cells of one row, without its rank or name, from a solution of `powder_record`."""
     esd = solution.get("cell_esd") or [None] * 6
-    cell = "  ".join(
+    cell = [
         number_with_esd(value, 0.0 if s is None else s, 4 if i < 3 else 3)
         for i, (value, s) in enumerate(zip(solution["cell"], esd, strict=True))
-    )
+    ]
     lines = f"{solution['n_indexed']}/{solution['n_lines']}" if "n_lines" in solution else str(solution["n_indexed"])
     zero = solution.get("zero_shift")
     return [
         solution["bravais"],
-        cell,
+        " ".join(cell[:3]),
+        " ".join(cell[i] for i in _ANGLES.get(solution["bravais"][0], ())) or "90",
         _number(solution["volume"], ".1f"),
         _number(solution["m20"], ".1f"),
         lines,
@@ -43,11 +46,11 @@ def _cells(solution: dict[str, Any]) -> list[str]:
 
 
 def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), pad_edge=False)
-    table.add_column(first, justify="right" if first == "#" else "left", overflow="fold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    table.collapse_padding, table.pad_edge = True, False
+    table.add_column(first, justify="left" if first in _LEFT else "right", overflow="fold")
     for name in _COLUMNS:
-        left = name in ("lattice", "space group", _COLUMNS[1])
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
     return table
 
 
