@@ -138,6 +138,12 @@ def columns_from_text(path: Path, text: str) -> Columns:
     return _selected(path, data, header, wavelength)
 
 
+def _are_names(line: str, width: int) -> bool:
+    """Whether a first line of unknown words can be the names of columns: one for each, none a misspelt number."""
+    names = [name.strip("\"'") for name in _names(line)]
+    return len(names) == width and all(name[:1].isalpha() for name in names)
+
+
 def _split(
     path: Path, rows: Sequence[tuple[int, str, list[float | None]]]
 ) -> tuple[list[str], list[tuple[int, str, list[float | None]]]]:
@@ -148,7 +154,8 @@ def _split(
             if names or (_wavelength_in(line) is not None and values[0] is None):
                 continue
             return [line for _, line, _ in rows[:at]], list(rows[at:])
-        if _wavelength_in(line) is None and not any(quantity_from_name(name) for name in _names(line)):
+        known = _wavelength_in(line) is not None or any(quantity_from_name(name) for name in _names(line))
+        if not known and not (at == 0 and len(rows) > 1 and _are_names(line, len(rows[1][2]))):
             raise _not_numbers(path, number, line)
     return [line for _, line, _ in rows], []
 

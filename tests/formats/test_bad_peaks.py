@@ -48,6 +48,8 @@ def refused(path, **options) -> str:
         ("# q2\n1\n2\nthree\n4\n5\n6\n", "line 4 ('three') is not numbers"),
         ("# q2\n1 2\n3\n, 5\n", "line 4 (', 5') is not numbers"),
         ("Lorem ipsum dolor\n" + GOOD, "line 1 ('Lorem ipsum dolor') is not numbers"),
+        ("Angle\n" + GOOD, "--quantity q2|q|d|tth"),
+        ("# d\n1..5\n" + GOOD, "line 2 ('1..5') is not numbers"),
         ("<html><body>404</body></html>", "is not numbers"),
         ("# d\n" + "".join(f"{5 + 0.02 * i:.2f} 100\n" for i in range(3000)), "measured pattern"),
         ('{"q2": [1, 2,', "not valid JSON"),

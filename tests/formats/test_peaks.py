@@ -114,6 +114,11 @@ def test_columns_by_name_and_the_choice_among_them(tmp_path):
     np.testing.assert_array_equal(by_d.intensity, 10 * np.arange(len(D)))
 
 
+def test_names_that_mean_nothing_to_us_are_passed_over(tmp_path):
+    path = write(tmp_path, "Angle,Cps\n" + column(TTH, ",7"))
+    np.testing.assert_allclose(peaks.read(path, quantity="tth", wavelength=CU).q2, D**-2, rtol=1e-12)
+
+
 def test_decimal_commas_of_a_european_spreadsheet(tmp_path):
     for text in ("d;I\n" + column(D, ";5"), "# d\n" + column(D)):
         np.testing.assert_allclose(peaks.read(write(tmp_path, text.replace(".", ","))).q2, D**-2, rtol=1e-12)
