@@ -17,26 +17,27 @@ GOOD = {"powder": ("list.txt", "# q2\n" + "".join(f"{q2:.8f}\n" for _, q2 in ALU
 QUICK = {"powder": {"effort": "quick", "lattice": ["cP", "cI", "cF"]}}
 
 
-@pytest.fixture(params=sorted(stages.STAGES))
+@pytest.fixture(scope="module", params=sorted(stages.STAGES))
 def name(request) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stage(name):
     campaign = CampaignSettings(inputs=("x",), stage=name)
     settings = Campaign.model_validate({"campaign": campaign, name: QUICK[name]}).stage_settings()
     return stages.load(name, settings)
 
 
-@pytest.fixture
-def items(stage, name, tmp_path) -> list[Item]:
+@pytest.fixture(scope="module")
+def items(stage, name, tmp_path_factory) -> list[Item]:
     file, text = GOOD[name]
-    (tmp_path / file).write_text(text)
-    return stage.read(str(tmp_path / file))
+    path = tmp_path_factory.mktemp(name) / file
+    path.write_text(text)
+    return stage.read(str(path))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def result(stage, items) -> Result:
     return stages.solve(stage, items[:1])[0]
 
