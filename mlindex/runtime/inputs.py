@@ -43,23 +43,27 @@ def find(patterns: Sequence[str], base: Path, origin: str) -> list[str]:
     return list(found)
 
 
+def _plain(name: str) -> str:
+    return name.replace(":", "_").replace("#", "_")
+
+
 def label(sources: Sequence[str], known: Sequence[Input] = ()) -> list[Input]:
     """`known` and then one input for each new source, with unique labels: the stem, or what more of the path it takes.
 
-    A colon in a name becomes an underscore: it separates the label from the number of an item within its file.
+    A colon or hash in a name becomes an underscore: it separates the label from what tells the items of a file apart.
     """
     new = [source for source in sources if source not in {k.source for k in known}]
     taken = {k.label for k in known}
     ways = [lambda s: Path(s).stem, lambda s: Path(s).with_suffix("").as_posix(), lambda s: s]
     labels: dict[str, str] = {}
     for way in ways:
-        names = {source: way(source).replace(":", "_") for source in new if source not in labels}
+        names = {source: _plain(way(source)) for source in new if source not in labels}
         counts = Counter(names.values())
         labels |= {s: name for s, name in names.items() if counts[name] == 1 and name not in taken}
         # a name that two files would share is given to neither, now or later
         taken |= set(names.values())
     for source in new:
-        name, n = source.replace(":", "_"), 2
+        name, n = _plain(source), 2
         while source not in labels:
             if f"{name}~{n}" not in taken:
                 labels[source] = f"{name}~{n}"
@@ -72,7 +76,13 @@ def item_id(name: str, item: Item, of: int) -> str:
     """The id in the campaign of an item of the input called `name` that has `of` items: unique if the stage's are."""
     if of == 1:
         return name
+    # a colon here and a hash in `numbered`: the stage's "2" may be another item than the second
     return f"{name}:{item.id.removeprefix(Path(item.source).stem).lstrip(':_-#./ ') or item.id}"
+
+
+def numbered(name: str, index: int, of: int) -> str:
+    """The id of an item that has no name, because its input cannot be read or its names are not unique."""
+    return name if of == 1 else f"{name}#{index + 1}"
 
 
 def read(run: Path) -> list[Input]:

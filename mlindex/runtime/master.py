@@ -48,7 +48,7 @@ def survey(run: Path) -> Survey:
         except InputError as error:
             unreadable.append((path, str(error)))
             continue
-        for row, key in enumerate(data.keys()):
+        for row, key in enumerate(data.places()):
             rows.setdefault(key, (len(shards), row))
         of |= dict(zip(data.items["input"].tolist(), data.items["of"].tolist(), strict=True))
         shards.append(data)

@@ -75,7 +75,7 @@ class ShardData:
     tables: Mapping[str, Columns]
     columns: Mapping[str, Sequence[Column]]
 
-    def keys(self) -> list[tuple[int, int]]:
+    def places(self) -> list[tuple[int, int]]:
         """(input, index) of each item, in the order of the rows."""
         return list(zip(self.items["input"].tolist(), self.items["index"].tolist(), strict=True))
 

@@ -49,7 +49,7 @@ def fail(unit: Item, reason: str, rank: int) -> list[Entry]:
     stop = start + 1 if unit.attrs["stop"] is None else int(unit.attrs["stop"])
     entries = []
     for k in range(start, stop):
-        named = dataclasses.replace(unit, id=unit.id if of == 1 else f"{unit.id}:{k + 1}")
+        named = dataclasses.replace(unit, id=inputs.numbered(unit.id, k, of))
         entries.append(Entry(failed(named, reason), int(unit.attrs["input"] or 0), k, of, rank))
     return entries
 
@@ -73,7 +73,7 @@ class Worker:
                 raise InputError(f"{source}: has no items; remove it from the inputs")
             names = [inputs.item_id(label, item, len(items)) for item in items]
             if len(set(names)) < len(names):
-                names = [f"{label}:{k + 1}" for k in range(len(items))]
+                names = [inputs.numbered(label, k, len(items)) for k in range(len(items))]
             self._last = (
                 source,
                 [dataclasses.replace(item, id=name, source=source) for item, name in zip(items, names, strict=True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mlindex.records import Result
+from mlindex.records import Item, Result
 from mlindex.runtime.master import survey
 from mlindex.runtime.shards import read_results
+from tests.runtime.toy import ToyStage
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
@@ -40,29 +42,29 @@ def values(n: int, what: str = "") -> dict[str, str]:
     return {f"f{i:03d}": f"value {i} {what}" for i in range(n)}
 
 
-def start(campaign: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The runtime as a process, its standard error to be read."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mlindex.runtime.run", str(campaign), *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextlib.contextmanager
+def running(campaign: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The runtime as a process; at the end, whatever is left of the run is killed."""
+    words = [sys.executable, "-m", "mlindex.runtime.run", str(campaign), *arguments]
+    with open(campaign.with_suffix(".out"), "wb") as out, open(campaign.with_suffix(".err"), "wb") as err:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=err)
+        try:
+            yield process
+        finally:
+            kill_all(campaign)
+            process.wait()
 
 
-def end(process: subprocess.Popen[str], campaign: Path) -> tuple[int, str, str]:
-    """Wait for a process; exit status, standard output and error. Whatever is left of the run after that is killed."""
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    finally:
-        kill_all(campaign)
-    return process.returncode, out, err
+def told(campaign: Path) -> tuple[str, str]:
+    """Standard output and error of the last process."""
+    return campaign.with_suffix(".out").read_text(), campaign.with_suffix(".err").read_text()
 
 
 def run(campaign: Path, *arguments: str) -> tuple[int, str, str]:
-    """The runtime from start to end."""
-    return end(start(campaign, *arguments), campaign)
+    """The runtime from start to end: exit status, standard output and error."""
+    with running(campaign, *arguments) as process:
+        status = process.wait(PATIENCE)
+    return status, *told(campaign)
 
 
 def pids(campaign: Path, ranks_only: bool = False) -> dict[int, dict[str, str]]:
@@ -76,9 +78,9 @@ def pids(campaign: Path, ranks_only: bool = False) -> dict[int, dict[str, str]]:
             except OSError:
                 continue
             env = dict(pair.split("=", 1) for pair in block if "=" in pair)
-            if str(campaign) in words and int(entry.name) != os.getpid():
-                if not ranks_only or "mpiexec" not in words[0] and "OMPI_COMM_WORLD_RANK" in env:
-                    found[int(entry.name)] = env
+            rank = "mpiexec" not in words[0] and "OMPI_COMM_WORLD_RANK" in env
+            if str(campaign) in words and int(entry.name) != os.getpid() and (rank or not ranks_only):
+                found[int(entry.name)] = env
     return found
 
 
@@ -106,6 +108,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def expected(campaign: Path) -> list[Result]:
+    """What the stage says of each file, one after another, without the runtime; for files of one item."""
+    stage, results = ToyStage(None), []
+    for path in sorted((campaign.parent / "in").glob("*.txt")):
+        words = path.read_text().split()
+        item = Item(path.stem, f"in/{path.name}")
+        results += stage.finish([item], [int(words[words.index("value") + 1])])
+    return results
+
+
 def journaled(run: Path) -> list[dict]:
     """The whole lines of all journals."""
     lines = []
@@ -118,7 +130,7 @@ def shard_keys(run: Path) -> Counter[tuple[int, int]]:
     """How many times each item is in the shards; all of them can be read."""
     seen = survey(run)
     assert not seen.unreadable
-    return Counter(key for shard in seen.shards for key in shard.keys())
+    return Counter(key for shard in seen.shards for key in shard.places())
 
 
 def once(run: Path, n: int) -> None:

@@ -53,7 +53,7 @@ def test_eight_ranks_on_two_nodes(launcher):
     assert [p.worker for p in places[1:]] == [0, 1, 2, 0, 1, 2, 3]
     assert [p.workers for p in places] == [3] * 4 + [4] * 4
     for node in (range(1, 4), range(4, 8)):
-        masks = {r % 4: CPUS for r in node}
+        masks = dict.fromkeys([r % 4 for r in node], CPUS)
         got = [settings(launcher(r, r % 4), masks, n_gpus=4, host="n") for r in node]
         assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in got] == [str(i) for i in range(len(node))]
         assert all("XLA_CLIENT_MEM_FRACTION" not in s.environment for s in got)
@@ -64,14 +64,14 @@ def test_eight_ranks_on_two_nodes(launcher):
 
 def test_ranks_that_share_a_gpu_share_its_memory():
     env = openmpi(5, 1)
-    got = settings(env, {i: CPUS for i in range(4)}, n_gpus=2).environment
+    got = settings(env, dict.fromkeys(range(4), CPUS), n_gpus=2).environment
     assert got["CUDA_VISIBLE_DEVICES"] == "1" and got["XLA_CLIENT_MEM_FRACTION"] == "0.450"
     env |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"}
-    assert "XLA_CLIENT_MEM_FRACTION" not in settings(env, {i: CPUS for i in range(4)}, n_gpus=2).environment
+    assert "XLA_CLIENT_MEM_FRACTION" not in settings(env, dict.fromkeys(range(4), CPUS), n_gpus=2).environment
 
 
 def test_gpus_that_the_user_or_slurm_chose_stay():
-    masks = {i: CPUS for i in range(4)}
+    masks = dict.fromkeys(range(4), CPUS)
     some = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": "6,7"}, masks, n_gpus=8)
     assert some.environment["CUDA_VISIBLE_DEVICES"] == "7"
     none = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": ""}, masks, n_gpus=8)
@@ -80,9 +80,7 @@ def test_gpus_that_the_user_or_slurm_chose_stay():
     assert not {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION"} & set(bound.environment)
 
 
-@pytest.mark.parametrize(
-    "env", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, openmpi(0, 0, 1, 1), srun(0, 0, 1, 1)]
-)
+@pytest.mark.parametrize("env", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, openmpi(0, 0, 1, 1), srun(0, 0, 1, 1)])
 def test_a_process_on_its_own_keeps_its_threads_and_gpus(env):
     """Also the script of a SLURM batch job, which has SLURM_NTASKS and is no task."""
     assert place(env) == Place()
@@ -143,7 +141,8 @@ before = "jax" in sys.modules
 import jax, jax.numpy as jnp
 jax.jit(lambda x: x @ x)(jnp.ones((64, 64))).block_until_ready()
 names = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
-print(json.dumps([sorted(os.sched_getaffinity(0)), before, names.count("tf_XLAEigen"), jax.config.jax_compilation_cache_dir]))
+cache = jax.config.jax_compilation_cache_dir
+print(json.dumps([sorted(os.sched_getaffinity(0)), before, names.count("tf_XLAEigen"), cache]))
 """
 
 
@@ -152,7 +151,9 @@ def test_apply_limits_xla_and_fills_the_cache(tmp_path):
     outcomes = []
     for local in range(2):
         env = {**os.environ, **openmpi(local + 2, local, 4, 2), "MLINDEX_CACHE": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", APPLY], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", APPLY], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
         outcomes.append(json.loads(done.stdout))
     for cpus, early, threads, cache in outcomes:
         assert not early and threads <= len(cpus)

@@ -182,7 +182,7 @@ def test_killed_writer_leaves_what_it_acknowledged(tmp_path, delay):
 
 
 def survey_keys(folder: Path) -> list[tuple[int, int]]:
-    return [key for path in sorted(folder.glob("*.h5")) for key in read_shard(path, tables=False).keys()]
+    return [key for path in sorted(folder.glob("*.h5")) for key in read_shard(path, tables=False).places()]
 
 
 def fill(run: Path, stem: str, numbers: list[int], schema: Schema = SCHEMA) -> None:

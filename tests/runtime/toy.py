@@ -87,3 +87,13 @@ class ToyStage:
 
     def record(self, result: Result) -> dict[str, Any]:
         return {"id": result.id}
+
+
+class JaxToyStage(ToyStage):
+    """The same on a rank that loads JAX, as every real stage does."""
+
+    def kernel(self, prepared: list[list[str]]) -> list[int]:
+        import jax.numpy as jnp
+
+        numbers = super().kernel(prepared)
+        return [int(n) for n in jnp.asarray(numbers) + 0]

@@ -1,0 +1,182 @@
+"""Campaigns on ranks, with real processes under the installed MPI's mpiexec; ranks die by real SIGKILLs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlindex.records import Status
+from mlindex.runtime import journal, launch
+from mlindex.runtime.shards import read_results
+from tests.runtime.campaigns import (
+    PATIENCE,
+    ROOT,
+    expected,
+    journaled,
+    kill_all,
+    make,
+    once,
+    pids,
+    rank_pid,
+    run,
+    running,
+    same,
+    shard_keys,
+    told,
+    values,
+    wait_for,
+)
+
+
+def answers(campaign: Path) -> list:
+    return read_results(campaign.parent / "run" / "results.h5")
+
+
+def begun(campaign: Path, n: int) -> bool:
+    """The run has done `n` items or more."""
+    return (campaign.parent / "run" / "journal").exists() and len(journaled(campaign.parent / "run")) >= n
+
+
+def test_one_two_and_four_ranks_give_the_same_answers(tmp_path):
+    files = {**values(9), "many": "".join(f"value {k}\n" for k in range(11)), "no": "bad", "broken": "raise", "nil": ""}
+    got = {}
+    for ranks in ("1", "2", "4"):
+        campaign = make(tmp_path / "same", files, batch=2, extra=f'output = "run{ranks}"\n')
+        status, out, _ = run(campaign, "--ranks", ranks)
+        assert status == 1 and out == ""
+        got[ranks] = read_results(tmp_path / "same" / f"run{ranks}" / "results.h5")
+        once(tmp_path / "same" / f"run{ranks}", 23)
+    same(got["1"], got["2"])
+    same(got["1"], got["4"])
+    now = journal.status(tmp_path / "same" / "run4")
+    assert now["done"] == 23 and {row["rank"] for row in now["ranks"]} <= {1, 2, 3, 4} and len(now["ranks"]) > 1
+
+
+def test_killed_worker_costs_nothing(tmp_path):
+    """kill -9 of a rank in the middle of a run: the run ends with 0, and every item is solved exactly once."""
+    campaign = make(tmp_path, {k: f"{v} wait 0.1" for k, v in values(24).items()}, batch=3)
+    with running(campaign, "--ranks", "2") as process:
+        wait_for(lambda: begun(campaign, 6))
+        os.kill(rank_pid(campaign, 1), signal.SIGKILL)
+        status = process.wait(PATIENCE)
+    assert status == 0, told(campaign)
+    once(tmp_path / "run", 24)
+    same(answers(campaign), expected(campaign))
+    now = journal.status(tmp_path / "run")
+    assert now["lost"] == 1 and {row["rank"] for row in now["ranks"]} == {1, 2}
+
+
+def test_item_that_kills_its_workers_has_failed(tmp_path):
+    """Both workers die of it: others are started, and it alone is missing at the end."""
+    campaign = make(
+        tmp_path, {**values(8), "deadly": "value 3\nkill\nvalue 2\n", "reader": "crash the reader"}, batch=4
+    )
+    status, _, err = run(campaign, "--ranks", "2")
+    assert status == 1, err
+    once(tmp_path / "run", 12)
+    failed = {r.id: r.reason for r in answers(campaign) if r.status is Status.FAILED}
+    assert set(failed) == {"deadly#2", "reader"} and all("killed" in reason for reason in failed.values())
+
+
+def test_killed_run_is_resumed(tmp_path):
+    """kill -9 of every process of a run, twice; the third completes it, no item twice, no shard unreadable."""
+    campaign = make(tmp_path, {k: f"{v} wait 0.05" for k, v in values(30).items()}, batch=2)
+    run_dir = tmp_path / "run"
+    for n in (5, 14):
+        with running(campaign, "--ranks", "2", "--resume"):
+            wait_for(lambda n=n: begun(campaign, n))
+            kill_all(campaign)
+        assert n <= len(shard_keys(run_dir)) < 30 and set(shard_keys(run_dir).values()) == {1}
+    status, _, err = run(campaign, "--ranks", "2", "--resume")
+    assert status == 0, err
+    once(run_dir, 30)
+    same(answers(campaign), expected(campaign))
+
+
+def test_lost_dispatcher_ends_the_run_and_leaves_it_resumable(tmp_path):
+    campaign = make(tmp_path, {k: f"{v} wait 0.2" for k, v in values(10).items()})
+    with running(campaign, "--ranks", "2") as process:
+        wait_for(lambda: begun(campaign, 2))
+        os.kill(rank_pid(campaign, 0), signal.SIGKILL)
+        status = process.wait(PATIENCE)
+    assert status == 1 and "resume the run" in told(campaign)[1]
+    assert run(campaign, "--ranks", "2", "--resume")[0] == 0
+    once(tmp_path / "run", 10)
+
+
+def test_asked_to_end_it_ends_with_all_its_ranks(tmp_path):
+    campaign = make(tmp_path, {k: f"{v} wait 0.2" for k, v in values(30).items()})
+    with running(campaign, "--ranks", "2") as process:
+        wait_for(lambda: begun(campaign, 2))
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(PATIENCE)
+        left = pids(campaign)
+    assert status == 128 + signal.SIGTERM and not left
+    assert len(answers(campaign)) == len(shard_keys(tmp_path / "run")) >= 2
+
+
+def test_ranks_divide_the_cores_and_the_dispatcher_loads_no_jax(tmp_path):
+    campaign = make(tmp_path, values(6, "wait 1"), batch=1)
+    campaign.write_text(campaign.read_text().replace("ToyStage", "JaxToyStage"))
+    with running(campaign, "--ranks", "2"):
+        wait_for(lambda: begun(campaign, 3))
+        ranks = {rank: rank_pid(campaign, rank) for rank in range(3)}
+        cores = {rank: os.sched_getaffinity(pid) for rank, pid in ranks.items()}
+        jax = {rank: "jaxlib" in Path(f"/proc/{pid}/maps").read_text() for rank, pid in ranks.items()}
+    everything = os.sched_getaffinity(0)
+    assert cores[1] | cores[2] == everything and cores[0] == everything
+    assert len(everything) == 1 or not cores[1] & cores[2]
+    assert jax == {0: False, 1: True, 2: True}
+
+
+def test_stage_that_no_rank_can_load_is_refused(tmp_path):
+    campaign = make(tmp_path, values(1))
+    campaign.write_text(campaign.read_text().replace("ToyStage", "Nothing"))
+    status, _, err = run(campaign, "--ranks", "2")
+    assert status == 2 and "tests.runtime.toy:Nothing" in err and err.count("\n") == 1
+    assert run(make(tmp_path, {}))[0] == 0, "and the run directory is not spoiled"
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_inside_a_launcher_it_joins(tmp_path, processes):
+    campaign = make(tmp_path, values(7))
+    program = [sys.executable, "-m", "mlindex.runtime.run", str(campaign)]
+    mpiexec = launch.find_mpiexec()
+    env = launch.environment(os.environ)
+    command = launch.command(mpiexec, launch.version_of(mpiexec), processes, program, env)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    kill_all(campaign)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("7 items") == 1
+    once(tmp_path / "run", 7)
+
+
+def test_launcher_that_mpi_does_not_know_is_refused(tmp_path):
+    """Four tasks of srun that MPI takes for four runs would each do everything."""
+    campaign = make(tmp_path, values(1))
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    program = [sys.executable, "-m", "mlindex.runtime.run", str(campaign)]
+    env = {**launch.environment(os.environ), **step}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2 and "started 4 processes" in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        (
+            "mpiexec (Open MPI) 5.0.11\n",
+            ["--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none", "-x", "XLA_FLAGS"],
+        ),
+        ("mpiexec (OpenRTE) 4.1.6\n", ["--oversubscribe", "--bind-to", "none", "-x", "XLA_FLAGS"]),
+        ("HYDRA build details:\n    Version: 4.2.1\n", []),
+    ],
+)
+def test_command_line_of_each_mpi(version, wanted):
+    got = launch.command("mpiexec", version, 3, ["program"], {"XLA_FLAGS": "", "HOME": "/h"})
+    assert got == ["mpiexec", "-n", "3", *wanted, "program"]
