@@ -137,6 +137,13 @@ def share(run: Path) -> int:
     return handle
 
 
+def settle(run: Path, patience: float = 15.0) -> None:
+    """Wait until no process is at work on the run: ranks outlive the end of their launcher by a second or two."""
+    end = time.monotonic() + patience
+    while active(run) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def active(run: Path) -> bool:
     """Some process is at work on the run (as far as the file system's locks tell)."""
     try:

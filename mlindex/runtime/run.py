@@ -283,6 +283,7 @@ def _launched(path: Path, ranks: int, resume: bool, progress: Progress | None) -
             outcome.unlink(missing_ok=True)
             before = len(survey(plan.run).rows), sum(journal.kills(plan.run, survey(plan.run)).values())
             status, stopped = launch.run(arguments, log, env, poll)
+            journal.settle(plan.run)
             if stopped is not None:
                 summarise(plan.run)
                 if stopped == launch.signal.SIGINT:
