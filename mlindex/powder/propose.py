@@ -23,20 +23,20 @@ from mlindex.powder.templates import solved_templates
 # Primitive volume in units of n / ((2 pi / 3) q_n^3), the volume that would have n nodes in the half sphere of q_n: the
 # second to the ninety-eighth percentile of known crystals with observable lines, a little widened.
 _NODES_PER_LINE = {
-    "cP": (3.5, 60.0),
-    "cI": (5.0, 60.0),
-    "cF": (5.0, 60.0),
-    "tP": (2.8, 34.0),
-    "tI": (3.5, 28.0),
-    "hP": (3.5, 38.0),
-    "hR": (2.3, 18.0),
-    "oP": (2.2, 14.0),
-    "oS": (1.7, 14.0),
-    "oI": (1.7, 15.0),
-    "oF": (1.7, 11.0),
-    "mP": (1.4, 10.0),
-    "mC": (1.2, 10.0),
-    "aP": (1.0, 7.0),
+    "cP": (3.0, 150.0),
+    "cI": (3.0, 150.0),
+    "cF": (3.0, 150.0),
+    "tP": (2.5, 60.0),
+    "tI": (2.5, 45.0),
+    "hP": (3.0, 60.0),
+    "hR": (2.0, 24.0),
+    "oP": (2.0, 20.0),
+    "oS": (1.5, 20.0),
+    "oI": (1.5, 22.0),
+    "oF": (1.5, 20.0),
+    "mP": (1.3, 12.0),
+    "mC": (1.1, 14.0),
+    "aP": (0.9, 8.0),
 }
 
 
@@ -104,22 +104,23 @@ def bucket(n: int, smallest: int) -> int:
 
 
 def from_templates(
-    lines: Lines, bravais: str, *, window: Window, n_lines: int, n_templates: int, tile: int
+    q2: Float[np.ndarray, " c"], bravais: str, *, window: Window, n_lines: int, n_templates: int, tile: int
 ) -> tuple[Float[Array, "k 6"], int]:
-    """Metrics (k, 6) float32 solved from the first `n_lines` lines, padded to a multiple of `tile`, and how many are real."""
+    """Metrics (k, 6) float32 solved from the first `n_lines` of the given lines, padded to a power of two times `tile`,
+    and how many are real."""
     lattice = BRAVAIS[bravais]
     embed = SYSTEMS[lattice.system].embed.astype(np.float32)
     inverse = solved_templates(bravais, n_templates)
     subsets = line_subsets(n_lines, lattice.n_free)
-    q2 = np.full(n_lines, np.nan, np.float32)
-    q2[: min(n_lines, len(lines))] = lines.q2[:n_lines]
+    combined = np.full(n_lines, np.nan, np.float32)
+    combined[: min(n_lines, len(q2))] = q2[:n_lines]
     m = lattice.multiplicity
     limits = np.array([1 / (window.high * m) ** 2, 1 / (window.low * m) ** 2], np.float32)
-    template, subset = np.nonzero(np.asarray(in_window(inverse, q2, subsets, embed, limits)))
+    template, subset = np.nonzero(np.asarray(in_window(inverse, combined, subsets, embed, limits)))
     count = len(template)
     padding = bucket(count, tile) - count
     template, subset = (np.pad(x, (0, padding), mode="edge" if count else "constant") for x in (template, subset))
-    return solve(inverse, q2, subsets, embed, template.astype(np.int32), subset.astype(np.int32)), count
+    return solve(inverse, combined, subsets, embed, template.astype(np.int32), subset.astype(np.int32)), count
 
 
 def at_random(

@@ -1,0 +1,209 @@
+"""How well a cell explains the lines: a final least-squares fit (float64) and the evidence that ranks across lattices.
+
+The evidence is the marginal likelihood of the line positions under one lattice. Every predicted line is observed with
+a probability pi, at its position with a normal error of s degrees 2theta; lines that no reflection explains come from a
+uniform background. It is integrated over pi (Beta prior), over s (log-normal prior, by quadrature) and over the free
+parameters and the zero shift (Laplace). So it charges for predicted lines that were not seen, for lines not explained,
+for every free parameter by the precision with which the data fix it, and for a poor fit. Reflections closer than the
+resolution count as one predicted line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from scipy.special import betaln, logsumexp
+
+from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
+from mlindex.crystal.metric import q2_from_hkl
+from mlindex.crystal.reflections import hkl_within
+from mlindex.powder.lines import Lines
+from mlindex.powder.templates import design
+
+ERROR_MEDIAN, ERROR_SPREAD = 0.012, 0.7  # of s: degrees 2theta, and the sigma of ln s
+_S = np.geomspace(0.005, 0.12, 20)
+ZERO_SIGMA = 0.025  # degrees 2theta: prior of the zero shift
+IMPURITIES = 0.5  # expected number of background lines
+SEEN = (2.0, 1.5)  # Beta prior of pi
+_LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
+_AXES_ORDERS = {"cubic": 1, "tetragonal": 1, "hexagonal": 1, "rhombohedral": 1, "orthorhombic": 6, "monoclinic": 4, "triclinic": 24}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A cell fitted to lines; arrays over lines are (n,), over predicted reflections (m,)."""
+
+    bravais: str
+    g: Float[np.ndarray, " 6"]
+    covariance: Float[np.ndarray, "p p"]  # of the free parameters, then the zero shift if fitted; for s = `error`
+    zero: float  # degrees 2theta
+    zero_fitted: bool
+    error: float  # degrees 2theta, of the indexed lines
+    hkl: Int[np.ndarray, "m 3"]
+    q2: Float[np.ndarray, " m"]  # predicted
+    reflection: Int[np.ndarray, " n"]  # nearest
+    residual: Float[np.ndarray, " n"]  # degrees 2theta, observed - calculated
+    indexed: Bool[np.ndarray, " n"]
+    cluster: Int[np.ndarray, " m"]  # predicted line that each reflection belongs to
+
+
+def resolution(lines: Lines) -> float:
+    """The smallest separation in degrees 2theta at which two lines are seen as two: that of the list itself."""
+    gaps = np.diff(lines.q) / lines.w[1:]
+    return float(np.clip(gaps.min() if len(gaps) else 0.05, 0.01, 0.07))
+
+
+def _nearest(q2: NDArray, q2_ref: NDArray) -> NDArray[np.int64]:
+    """Index of the nearest element of the ascending `q2_ref`."""
+    right = np.clip(np.searchsorted(q2_ref, q2), 1, len(q2_ref) - 1)
+    return np.where(q2 - q2_ref[right - 1] < q2_ref[right] - q2, right - 1, right)
+
+
+def _one_line_a_reflection(reflection: NDArray, residual: NDArray) -> Bool[NDArray, " n"]:
+    """True for the closest line of each reflection."""
+    order = np.lexsort((np.abs(residual), reflection))
+    first = np.ones(len(order), bool)
+    first[1:] = reflection[order][1:] != reflection[order][:-1]
+    keep = np.zeros(len(order), bool)
+    keep[order[first]] = True
+    return keep
+
+
+def _clusters(position: Float[np.ndarray, " m"], width: float) -> Int[np.ndarray, " m"]:
+    """The predicted line of each reflection: ascending positions closer than `width` merge, but never into a line
+    wider than `width` (a huge cell would be one line)."""
+    new = np.append(True, np.diff(position) > width)
+    start = np.maximum.accumulate(np.where(new, position, -np.inf))
+    part = np.floor((position - start) / width)
+    return np.cumsum(new | np.append(False, np.diff(part) != 0)) - 1
+
+
+def fit_cell(
+    lines: Lines, g: Float[np.ndarray, " 6"], bravais: str, *, zero: float = 0.0, fit_zero: bool = False, rounds: int = 4
+) -> Fit | None:
+    """Least squares in the free parameters (and the zero shift) with the assignment made anew in every round.
+
+    None where the cell predicts no reflection in range or the fit leaves the positive definite metrics. The weights
+    are 1/s^2 for lines within three robust standard deviations of a reflection and zero beyond.
+    """
+    lattice = BRAVAIS[bravais]
+    system = SYSTEMS[lattice.system]
+    unit = 2 * lines.q * lines.w  # q2 per degree
+    x = system.project @ g
+    error = 0.03
+    try:
+        hkl = hkl_within(system.embed @ x, bravais, float(lines.q2[-1] + 0.3 * unit[-1]))
+    except ValueError:
+        return None
+    if len(hkl) < 2:
+        return None
+    rows = design(hkl, lattice.system)
+    p = system.n_free
+    for _ in range(rounds):
+        q2 = rows @ x
+        order = np.argsort(q2, kind="stable")
+        hkl, rows, q2 = hkl[order], rows[order], q2[order]
+        reflection = _nearest(lines.q2 - zero * unit, q2)
+        residual = (lines.q2 - zero * unit - q2[reflection]) / unit
+        use = (np.abs(residual) < max(3 * error, 0.01)) & _one_line_a_reflection(reflection, residual)
+        if use.sum() < p + 1:
+            return None
+        error = float(np.clip(1.4826 * np.median(np.abs(residual[use])), 0.002, 0.04))
+        a = rows[reflection] / unit[:, None]
+        if fit_zero:
+            a = np.concatenate([a, np.ones((len(a), 1))], 1)
+        norm = np.sqrt((a[use] ** 2).sum(0)) + 1e-300
+        scaled = a[use] / norm
+        # Weak priors keep the covariance finite where the lines leave a parameter open: a diagonal element of the
+        # metric is known to within its own size, an off-diagonal one to within that of the diagonal
+        loose = error / (norm * np.append(np.full(p, np.abs(x).max()), ZERO_SIGMA)[: len(norm)])
+        normal = scaled.T @ scaled + np.diag(loose**2)
+        right = scaled.T @ residual[use]
+        if fit_zero:
+            right[-1] -= loose[-1] ** 2 * zero * norm[-1]
+        inverse = np.linalg.inv(normal)
+        move = inverse @ right / norm
+        x = x + move[:p]
+        if fit_zero:
+            zero += float(move[-1])
+    g = system.embed @ x
+    q2 = rows @ x
+    if not np.isfinite(g).all() or q2.min() <= 0:
+        return None
+    order = np.argsort(q2, kind="stable")
+    hkl, q2 = hkl[order], q2[order]
+    reflection = _nearest(lines.q2 - zero * unit, q2)
+    residual = (lines.q2 - zero * unit - q2[reflection]) / unit
+    use = (np.abs(residual) < max(3 * error, 0.01)) & _one_line_a_reflection(reflection, residual)
+    free = max(int(use.sum()) - p - fit_zero, 1)
+    error = float(np.clip(np.sqrt((residual[use] ** 2).sum() / free), 0.001, 0.1))
+    q_ref = np.sqrt(q2)
+    w_ref = np.interp(q_ref, lines.q, lines.w)
+    cluster = _clusters(q_ref / w_ref, resolution(lines))
+    return Fit(
+        bravais, g, error**2 * inverse / norm[:, None] / norm, zero, fit_zero, error, hkl, q2, reflection, residual, use, cluster
+    )
+
+
+def _log_prior(fit: Fit) -> float:
+    """Log density of the free parameters a priori: diagonal elements log-uniform, the others uniform where the cell
+    is reduced, and the number of equivalent descriptions."""
+    g = fit.g
+    system = BRAVAIS[fit.bravais].system
+    diagonal = {"cubic": (0,), "tetragonal": (0, 2), "hexagonal": (0, 2), "rhombohedral": (0, 2)}.get(system, (0, 1, 2))
+    value = -sum(np.log(g[i] * _LOG_RANGE) for i in diagonal)
+    pairs = {"monoclinic": ((0, 2),), "triclinic": ((1, 2), (0, 2), (0, 1))}.get(system, ())
+    value -= sum(np.log(2 * np.sqrt(g[i] * g[j])) for i, j in pairs)
+    return float(value + np.log(_AXES_ORDERS[system]))
+
+
+def _log_background(lines: Lines) -> float:
+    """Log density, per degree of 2theta, of lines that no reflection explains."""
+    return float(np.log(IMPURITIES * lines.w[-1] / lines.q[-1]))
+
+
+def chance_evidence(lines: Lines) -> float:
+    """Log evidence of a uniform background that explains nothing, on the scale of `evidence`."""
+    return len(lines) * _log_background(lines) - IMPURITIES
+
+
+def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = None) -> Float[np.ndarray, " e"]:
+    """Log evidence of the lines under a fit, for each set of absences (`absent` (e, m) over fit.hkl; none if None).
+
+    See the module's description. Densities are per degree of 2theta, so values compare between cells for the same
+    lines only.
+    """
+    if absent is None:
+        absent = np.zeros((1, len(fit.hkl)), bool)
+    n_clusters = int(fit.cluster[-1]) + 1
+    q_last = lines.q[-1] + resolution(lines) * lines.w[-1]
+    visible = ~absent & (np.sqrt(fit.q2) <= q_last)[None]
+    starts = np.searchsorted(fit.cluster, np.arange(n_clusters))
+    present = np.logical_or.reduceat(visible, starts, axis=1)  # (e, clusters)
+    predicted = present.sum(1)
+    unique = _one_line_a_reflection(fit.reflection, fit.residual)
+    explained = (present[:, fit.cluster[fit.reflection]]) & unique[None]  # (e, n)
+    log_background = _log_background(lines)
+    normal = -0.5 * (fit.residual / _S[:, None]) ** 2 - np.log(_S[:, None] * np.sqrt(2 * np.pi))  # (s, n)
+    # A line of k unresolved reflections is at one of them: without this factor a slight distortion, which splits the
+    # lines of a symmetric cell, would always fit better
+    members = np.add.reduceat(visible, starts, axis=1)[:, fit.cluster[fit.reflection]]  # (e, n)
+    normal = normal[None] - np.log(np.maximum(members, 1))[:, None, :]  # (e, s, n)
+    hit = explained[:, None, :] & (normal > log_background)  # (e, s, n)
+    hits = np.minimum(hit.sum(2), predicted[:, None])
+    position = np.where(hit, normal, log_background).sum(2) - IMPURITIES
+    alpha, beta = SEEN
+    seen = betaln(alpha + hits, beta + predicted[:, None] - hits) - betaln(alpha, beta)
+    # Laplace: the covariance is that for s = fit.error and scales as s^2
+    free = fit.covariance.shape[0]
+    _, log_det = np.linalg.slogdet(fit.covariance)
+    occam = 0.5 * (log_det - 2 * free * np.log(fit.error)) + free * np.log(_S) + 0.5 * free * np.log(2 * np.pi)
+    prior = _log_prior(fit)
+    if fit.zero_fitted:
+        prior += -0.5 * (fit.zero / ZERO_SIGMA) ** 2 - np.log(ZERO_SIGMA * np.sqrt(2 * np.pi))
+    log_s = -0.5 * (np.log(_S / ERROR_MEDIAN) / ERROR_SPREAD) ** 2
+    log_s -= logsumexp(log_s)
+    return logsumexp(position + seen + (occam + log_s)[None], axis=1) + prior

@@ -1,0 +1,135 @@
+"""Batched Gauss-Newton refinement of candidate cells against the lines (float32, for the search).
+
+Each step assigns every line to its nearest reference reflection, draws a random subset of the lines, solves the
+weighted normal equations for the free parameters, and accepts the move by the likelihood ratio of *all* lines, as in
+MALA: a move that worsens the fit is taken with probability exp(-loss), so the random subsets act as the noise. The best
+state visited is what is returned. Weights fall off for lines far from any reflection (Geman-McClure), with a scale that
+shrinks from step to step, so impurity lines lose their pull.
+
+SVD-Index: Coelho, J. Appl. Cryst. 36 (2003) 86-95. Random subsampling: ML-Index.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from mlindex.crystal.metric import metric_determinant
+from mlindex.powder.assign import nearest
+
+
+class Problem(NamedTuple):
+    """The lines and the reference reflections of one lattice, as the device sees them (padding has weight 0)."""
+
+    q2: Float[Array, " n"]
+    sigma: Float[Array, " n"]  # of q2, for an error of one unit of s (a degree of 2theta)
+    weight: Float[Array, " n"]  # 1 for a line, 0 for padding
+    products: Float[Array, "m 6"]
+    embed: Float[Array, "6 p"]
+
+
+class State(NamedTuple):
+    """One candidate: free parameters x (p,) with its assignment, and the best x at the present scale."""
+
+    x: Float[Array, " p"]
+    rows: Float[Array, "n p"]  # of the nearest reflections
+    residual: Float[Array, " n"]  # degrees 2theta
+    best_x: Float[Array, " p"]
+    best_loss: Float[Array, ""]
+    key: PRNGKeyArray
+
+
+def _residuals(x: Float[Array, " p"], problem: Problem) -> tuple[Float[Array, "n p"], Float[Array, " n"]]:
+    """Design rows of the nearest reflections and residuals in degrees of 2theta."""
+    rows = problem.products @ problem.embed
+    index, difference = nearest(problem.q2, rows @ x)
+    return rows[index], difference / problem.sigma
+
+
+def _loss(residual: Float[Array, " n"], weight: Float[Array, " n"], scale: Float[Array, ""]) -> Float[Array, ""]:
+    """Robust misfit in nats: a line far from any reflection costs 4, whatever its distance."""
+    z2 = (residual / scale) ** 2
+    return jnp.sum(weight * 4 * z2 / (8 + z2))
+
+
+def step(state: State, scale: Float[Array, ""], problem: Problem, keep: float) -> State:
+    """One assignment, one subsampled Gauss-Newton move, one acceptance; `scale` in degrees 2theta."""
+    key, k_sub, k_accept = jax.random.split(state.key, 3)
+    rows, residual = state.rows, state.residual
+    robust = 1 / (1 + (residual / (3 * scale)) ** 2) ** 2
+    chosen = jax.random.bernoulli(k_sub, keep, residual.shape)
+    weight = problem.weight * robust * chosen
+    a = rows / problem.sigma[:, None]
+    norm = jnp.sqrt(jnp.sum(weight[:, None] * a * a, 0)) + 1e-20  # columns differ by orders of magnitude
+    a = a / norm
+    normal = a.T @ (weight[:, None] * a) + 1e-5 * jnp.eye(a.shape[1])
+    move = jnp.linalg.solve(normal, a.T @ (weight * residual)) / norm
+    x = state.x + move
+    new_rows, new_residual = _residuals(x, problem)
+    loss_now = _loss(residual, problem.weight, scale)
+    loss_new = jnp.where(jnp.all(jnp.isfinite(x)), _loss(new_residual, problem.weight, scale), jnp.inf)
+    accept = jnp.log(jax.random.uniform(k_accept)) < loss_now - loss_new
+    x, rows, residual, loss = (
+        jnp.where(accept, new, old)
+        for new, old in ((x, state.x), (new_rows, rows), (new_residual, residual), (loss_new, loss_now))
+    )
+    better = loss < state.best_loss
+    best_x, best_loss = jnp.where(better, x, state.best_x), jnp.where(better, loss, state.best_loss)
+    return State(x, rows, residual, best_x, best_loss, key)
+
+
+def _valid(g: Float[Array, " 6"]) -> Bool[Array, ""]:
+    a, b, c, d, e, f = g
+    plane = (4 * a * b > f * f) & (4 * a * c > e * e) & (4 * b * c > d * d)
+    return plane & (metric_determinant(g) > 0) & (a > 0) & (b > 0) & (c > 0)
+
+
+def refine_one(
+    g: Float[Array, " 6"],
+    key: PRNGKeyArray,
+    problem: Problem,
+    project: Float[Array, "p 6"],
+    scales: Float[Array, " steps"],
+    keep: float,
+) -> tuple[Float[Array, " 6"], Float[Array, ""]]:
+    """The refined metric of one candidate and its score: how surprising its fit is for a cell of its volume, in nats.
+
+    The score sums -ln(1 - exp(-2 |dq2| rho)) over the lines, rho being the density of reflections of the cell at the
+    line: chance gives about 1 a line, whatever the volume.
+    """
+    x = project @ g
+    infinity = jnp.float32(jnp.inf)
+
+    def body(state: State, scale: Float[Array, ""]) -> tuple[State, None]:
+        # The loss of another scale is not comparable: the best is sought at the final one only
+        state = state._replace(best_loss=jnp.where(scale > scales[-1], infinity, state.best_loss))
+        return step(state, scale, problem, keep), None
+
+    state, _ = jax.lax.scan(body, State(x, *_residuals(x, problem), x, infinity, key), scales)
+    g = problem.embed @ state.best_x
+    _, residual = _residuals(state.best_x, problem)
+    q2_ref = problem.products @ g
+    # Density of distinct reflections from the cell itself: count over a window around each line
+    width = 0.25 * problem.q2[:, None]
+    near = jnp.abs(q2_ref[None] - problem.q2[:, None]) < width
+    density = (jnp.sum(near, 1) + 1) / (2 * width[:, 0])
+    expected = 2 * density * problem.sigma * jnp.sqrt(residual**2 + (0.5 * scales[-1]) ** 2)
+    score = jnp.sum(problem.weight * -jnp.log(-jnp.expm1(-expected)))
+    return g, jnp.where(_valid(g), score, -infinity)
+
+
+@partial(jax.jit, static_argnames="keep")
+def refine(
+    g: Float[Array, "k 6"],
+    keys: PRNGKeyArray,
+    problem: Problem,
+    project: Float[Array, "p 6"],
+    scales: Float[Array, " steps"],
+    keep: float = 0.8,
+) -> tuple[Float[Array, "k 6"], Float[Array, " k"]]:
+    """`refine_one` over a batch of candidates of one lattice."""
+    return jax.vmap(refine_one, in_axes=(0, 0, None, None, None, None))(g, keys, problem, project, scales, keep)
