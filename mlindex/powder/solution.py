@@ -1,0 +1,132 @@
+"""From ranked fits to what is reported: standard settings, standard uncertainties, probabilities, ambiguous sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
+from mlindex.crystal.metric import cell_from_reciprocal_metric, transform_metric, volume_from_reciprocal_metric
+from mlindex.crystal.reduction import niggli_from_cell
+from mlindex.crystal.settings import standard_setting
+from mlindex.powder import judge, merit
+from mlindex.powder.lines import Lines
+from mlindex.powder.search import Judged
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One reported cell: lengths in angstrom, angles and zero shift in degrees, volume in cubic angstrom.
+
+    Arrays over the lines of the list are (n,). `ambiguity` numbers the sets of lattices with identical line positions;
+    0 is none.
+    """
+
+    bravais: str
+    cell: Float[np.ndarray, " 6"]
+    cell_esd: Float[np.ndarray, " 6"]
+    niggli: Float[np.ndarray, " 6"]
+    volume: float
+    m20: float
+    f20: float
+    information: float
+    score: float
+    probability: float
+    space_group: str
+    zero_shift: float
+    zero_shift_esd: float
+    ambiguity: int
+    q2_calc: Float[np.ndarray, " n"]
+    hkl: Int[np.ndarray, "n 3"]
+    indexed: Bool[np.ndarray, " n"]
+
+
+def cell_uncertainty(fit: judge.Fit, p: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 6"]:
+    """Standard uncertainties of the cell in the basis P, from the covariance of the free parameters."""
+    system = SYSTEMS[BRAVAIS[fit.bravais].system]
+    x = system.project @ fit.g
+    step = 1e-6 * np.abs(x).max()
+
+    def cell(x: Float[np.ndarray, " p"]) -> Float[np.ndarray, " 6"]:
+        return cell_from_reciprocal_metric(transform_metric(system.embed @ x, p))
+
+    jacobian = np.stack([(cell(x + d) - cell(x - d)) / (2 * step) for d in step * np.eye(len(x))], 1)
+    covariance = fit.covariance[: len(x), : len(x)]
+    variance = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian)
+    return np.sqrt(np.where(variance > 1e-18, variance, 0.0))
+
+
+def same_positions(a: judge.Fit, b: judge.Fit, lines: Lines) -> bool:
+    """True where two cells predict the same lines within a third of the resolution, up to the last observed line."""
+    tolerance = judge.resolution(lines) / 3
+    limit = lines.q[-1]
+
+    def covered(of: judge.Fit, by: judge.Fit) -> bool:
+        q = np.sqrt(of.q2[of.q2 <= limit**2])
+        q_other = np.sqrt(by.q2)
+        width = tolerance * np.interp(q, lines.q, lines.w)
+        return bool((np.abs(q[:, None] - q_other).min(1) < width).all())
+
+    return covered(a, b) and covered(b, a)
+
+
+def ambiguous_sets(fits: Sequence[judge.Fit], lines: Lines) -> list[int]:
+    """For each fit the number, from 1, of the set of fits with the same line positions; 0 where it is alone."""
+    number = [0] * len(fits)
+    sets = 0
+    for i in range(len(fits)):
+        if number[i]:
+            continue
+        alike = [j for j in range(i + 1, len(fits)) if not number[j] and same_positions(fits[i], fits[j], lines)]
+        if alike:
+            sets += 1
+            for j in (i, *alike):
+                number[j] = sets
+    return number
+
+
+def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Solution]:
+    """The `count` best of `ranked`, fitted to all lines.
+
+    The probability is that of the lattice among all that were judged and the uniform background, tempered
+    (`judge.TEMPERATURE`) because the model of the errors is not the truth.
+    """
+    if not ranked:
+        return []
+    logits = np.array([j.gain for j in ranked] + [0.0]) / judge.TEMPERATURE
+    probability = np.exp(logits - np.logaddexp.reduce(logits))
+    chosen = list(ranked[:count])
+    sets = ambiguous_sets([j.fit for j in chosen], lines)
+    made = []
+    for judged, p_value, ambiguity in zip(chosen, probability, sets, strict=False):
+        fit = judge.fit_cell(
+            lines, judged.fit.g, judged.fit.bravais, zero=judged.fit.zero, fit_zero=judged.fit.zero_fitted
+        )
+        fit = fit or judged.fit
+        cell, p = standard_setting(cell_from_reciprocal_metric(fit.g), fit.bravais)
+        covered = len(fit.reflection)
+        made.append(
+            Solution(
+                bravais=fit.bravais,
+                cell=cell,
+                cell_esd=cell_uncertainty(fit, p),
+                niggli=niggli_from_cell(cell, BRAVAIS[fit.bravais].centring)[0],
+                volume=float(volume_from_reciprocal_metric(fit.g)),
+                m20=merit.de_wolff(fit, lines.first(covered)),
+                f20=merit.smith_snyder(fit, lines.first(covered)),
+                information=merit.information(fit, lines.first(covered)),
+                score=judged.gain,
+                probability=float(p_value),
+                space_group=judged.space_group,
+                zero_shift=fit.zero if fit.zero_fitted else float("nan"),
+                zero_shift_esd=float(np.sqrt(fit.covariance[-1, -1])) if fit.zero_fitted else float("nan"),
+                ambiguity=ambiguity,
+                q2_calc=fit.q2[fit.reflection],
+                hkl=np.rint(fit.hkl[fit.reflection] @ p).astype(np.int64),
+                indexed=fit.indexed,
+            )
+        )
+    return made

@@ -1,0 +1,147 @@
+"""Powder indexing as a stage: peak lists in, ranked unit cells with the hkl of every line out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlindex.config import PowderSettings
+from mlindex.formats import peaks
+from mlindex.powder.lines import Lines, lines_from_q2
+from mlindex.powder.record import powder_record
+from mlindex.powder.search import Judged, search
+from mlindex.powder.solution import Solution, solutions
+from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
+
+REPORTED_LINES = 60  # the last fit and the hkl list use these many lines
+SOLVED_GAIN = 3.8  # nats a line over chance from which a cell is called a solution
+
+_SOLUTIONS = (
+    Column("bravais", "str", long_name="Bravais lattice"),
+    Column("cell", "f8", (6,), "angstrom, degrees", "conventional cell a b c alpha beta gamma, standard setting"),
+    Column("cell_esd", "f8", (6,), "angstrom, degrees", "standard uncertainties of the cell"),
+    Column("niggli", "f8", (6,), "angstrom, degrees", "Niggli-reduced cell"),
+    Column("volume", "f8", (), "angstrom^3", "volume of the conventional cell"),
+    Column("m20", "f8", long_name="de Wolff figure of merit"),
+    Column("f20", "f8", long_name="Smith-Snyder figure of merit"),
+    Column("information", "f8", (), "bits", "information figure of merit after Taupin"),
+    Column("n_indexed", "i8", long_name="lines that are indexed"),
+    Column("n_lines", "i8", long_name="lines that were to be indexed"),
+    Column("score", "f8", long_name="log evidence over that of a uniform background"),
+    Column("probability", "f8", long_name="posterior probability of the lattice"),
+    Column("space_group", "str", long_name="a space group with the extinctions that explain the lines best"),
+    Column("zero_shift", "f8", (), "degrees", "zero shift in 2theta"),
+    Column("zero_shift_esd", "f8", (), "degrees", "standard uncertainty of the zero shift"),
+    Column("ambiguity", "i8", long_name="number of the set of lattices with identical line positions, 0 for none"),
+)
+_LINES = (
+    Column("solution", "i8", long_name="rank of the solution, from 0"),
+    Column("q2", "f8", (), "1/angstrom^2", "observed 1/d^2"),
+    Column("q2_calc", "f8", (), "1/angstrom^2", "calculated 1/d^2 of the nearest reflection, without the zero shift"),
+    Column("hkl", "i8", (3,), "", "Miller indices of the nearest reflection"),
+    Column("indexed", "bool", long_name="whether the reflection explains the line"),
+)
+
+
+def item_from_peaks(peak_list: PeakList) -> Item:
+    """A peak list as an item of work."""
+    return Item(peak_list.id, peak_list.source, {"q2": peak_list.q2}, {"wavelength": peak_list.wavelength})
+
+
+def seed_from_item(item: Item, seed: int) -> int:
+    """A seed that depends on the item and the user's seed alone, so that ranks and batches do not matter."""
+    digest = hashlib.sha256(f"{seed}:{item.id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class PowderStage:
+    """Unit cells from peak lists (see `search`)."""
+
+    name: ClassVar[str] = "powder"
+    schema: ClassVar[Schema] = Schema({"solutions": _SOLUTIONS, "lines": _LINES})
+
+    def __init__(self, settings: PowderSettings | None = None) -> None:
+        self.settings = settings or PowderSettings()
+
+    def read(self, source: str) -> list[Item]:
+        """The peak list in a file; raises `InputError` with one sentence for a file that cannot be used."""
+        return [
+            item_from_peaks(
+                peaks.read(source, quantity=self.settings.quantity, wavelength=self.settings.wavelength)
+            )
+        ]
+
+    def prepare(self, items: Sequence[Item]) -> list[tuple[Lines, int]]:
+        """Lines with their error model, and the seed, of each item; raises `InputError` for too few lines."""
+        prepared = []
+        for item in items:
+            q2 = np.unique(np.asarray(item.arrays["q2"], np.float64))
+            if len(q2) < peaks.MINIMUM_LINES or not np.isfinite(q2).all() or q2[0] <= 0:
+                raise InputError(
+                    f"{item.source}: {len(q2)} usable lines; indexing needs at least {peaks.MINIMUM_LINES} "
+                    "distinct positive positions"
+                )
+            wavelength = item.attrs.get("wavelength")
+            lines = lines_from_q2(q2, None if wavelength is None else float(wavelength))
+            prepared.append((lines, seed_from_item(item, self.settings.seed)))
+        return prepared
+
+    def kernel(self, prepared: list[tuple[Lines, int]]) -> list[list[Judged]]:
+        """The ranked lattices of each list. One list is already millions of candidates, so lists go one by one."""
+        chosen = self.settings
+        return [
+            search(
+                lines,
+                effort=chosen.effort,
+                lattices=chosen.lattice,
+                max_volume=chosen.max_volume,
+                impurities=chosen.impurities,
+                fit_zero=chosen.zero_shift,
+                seed=seed,
+            )
+            for lines, seed in prepared
+        ]
+
+    def finish(self, items: Sequence[Item], out: list[list[Judged]]) -> list[Result]:
+        """One result an item, its solutions best first."""
+        results = []
+        for item, ranked, (lines, _) in zip(items, out, self.prepare(items), strict=True):
+            used = lines.first(REPORTED_LINES)
+            found = solutions(ranked, used, self.settings.solutions)
+            solved = bool(ranked) and ranked[0].gain > SOLVED_GAIN * len(ranked[0].fit.indexed)
+            reason = "" if solved else "no cell explains the lines much better than chance"
+            status = Status.SOLVED if solved else Status.UNSOLVED
+            results.append(Result(item.id, item.source, status, reason, tables=_tables(found, used)))
+        return results
+
+    def record(self, result: Result) -> dict[str, Any]:
+        """The JSON object of one result."""
+        return powder_record(result)
+
+
+def _tables(found: Sequence[Solution], lines: Lines) -> dict[str, dict[str, np.ndarray]]:
+    own = {f.name for f in fields(Solution)}
+    table: dict[str, np.ndarray] = {}
+    for column in _SOLUTIONS:
+        if column.name == "n_indexed":
+            values: list[Any] = [int(s.indexed.sum()) for s in found]
+        elif column.name == "n_lines":
+            values = [len(s.indexed) for s in found]
+        else:
+            assert column.name in own
+            values = [getattr(s, column.name) for s in found]
+        dtype = object if column.dtype == "str" else column.dtype
+        table[column.name] = np.array(values, dtype).reshape(len(found), *column.shape)
+    counts = [len(s.indexed) for s in found]
+    rows = {
+        "solution": np.repeat(np.arange(len(found)), counts).astype(np.int64),
+        "q2": np.concatenate([lines.q2[:n] for n in counts] or [np.empty(0)]),
+        "q2_calc": np.concatenate([s.q2_calc for s in found] or [np.empty(0)]),
+        "hkl": np.concatenate([s.hkl for s in found] or [np.empty((0, 3), np.int64)]),
+        "indexed": np.concatenate([s.indexed for s in found] or [np.empty(0, bool)]),
+    }
+    return {"solutions": table, "lines": rows}
