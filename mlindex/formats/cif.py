@@ -20,7 +20,7 @@ _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle
 class Block:
     """One data block: a cell (angstrom, degrees) with uncertainties (0 or NaN: none), and what is known beside it.
 
-    `extra` holds further pairs by full name; `lines` rows (h, k, l, d in angstrom) of the indexed lines.
+    `extra` holds further pairs by full name; `lines` rows (h, k, l, calculated d in angstrom) of the indexed lines.
     """
 
     name: str

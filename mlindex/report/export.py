@@ -85,7 +85,7 @@ def _block(result: Result) -> Block | None:
     lines: list[tuple[int, int, int, float]] = []
     if table := result.tables.get("lines"):
         own = (np.asarray(table["solution"]) == 0) & np.asarray(table["indexed"], bool)
-        for (h, k, l), q2 in zip(table["hkl"][own], table["q2"][own], strict=True):  # noqa: E741
+        for (h, k, l), q2 in zip(table["hkl"][own], table["q2_calc"][own], strict=True):  # noqa: E741
             lines.append((int(h), int(k), int(l), float(q2) ** -0.5))
     esd = [0.0 if x is None else x for x in best.get("cell_esd", [None] * 6)]
     system = "trigonal" if best["bravais"] == "hR" else CRYSTAL_SYSTEMS[best["bravais"][0]]
