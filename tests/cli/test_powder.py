@@ -1,4 +1,4 @@
-"""The real thing in real processes: a list in, its cell out, as a table, as JSON, and as a CIF that gemmi agrees with."""
+"""The real thing in real processes: a list in, its cell out, as a table, JSON, and a CIF that gemmi agrees with."""
 
 from __future__ import annotations
 
