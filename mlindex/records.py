@@ -10,6 +10,7 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ class Status(enum.StrEnum):
 class PeakList:
     """The line positions of one powder pattern.
 
-    `q2` = 1/d^2 in 1/angstrom^2, float64, shape (n,), strictly ascending and positive. `intensity` has the same shape or is
-    None. `wavelength` in angstrom is None where the positions were not measured as angles.
+    `q2` = 1/d^2 in 1/angstrom^2, float64, shape (n,), strictly ascending and positive. `intensity` has the same shape
+    or is None. `wavelength` in angstrom is None where the positions were not measured as angles.
     """
 
     id: str
@@ -96,9 +97,10 @@ def failed(item: Item, reason: str, seconds: float = 0.0) -> Result:
 
 
 def _pack(records: Sequence[tuple[dict, Mapping[str, NDArray]]]) -> NDArray[np.uint8]:
-    head, blocks = [], []
+    head: list[Any] = []
+    blocks: list[NDArray[np.uint8]] = []
     for meta, arrays in records:
-        specs = []
+        specs: list[list[Any]] = []
         for key, value in arrays.items():
             array = np.asarray(value)
             if array.dtype.kind in "OU":  # text travels as JSON, inside the header

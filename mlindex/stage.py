@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mlindex.records import InputError, Item, Result, Schema, failed
 
 STAGES = {"powder": "mlindex.powder.stage:PowderStage"}
 
 
+@runtime_checkable
 class Stage(Protocol):
     """read . prepare (host) . kernel (device) . finish (host), over a batch of items.
 
@@ -69,6 +70,4 @@ def solve(stage: Stage, items: Sequence[Item]) -> list[Result]:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         results = [failed(items[0], reason)]
     share = (time.perf_counter() - start) / max(len(items), 1)
-    return [
-        r if r.seconds else Result(r.id, r.source, r.status, r.reason, share, r.tables) for r in results
-    ]
+    return [r if r.seconds else Result(r.id, r.source, r.status, r.reason, share, r.tables) for r in results]

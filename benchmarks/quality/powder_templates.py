@@ -23,7 +23,8 @@ FIRST = {"o": 12, "m": 12, "a": 11}
 def main() -> None:
     """Write the archive and print what each lattice got."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=os.environ.get("MLINDEX_DATA"), required="MLINDEX_DATA" not in os.environ)
+    known = os.environ.get("MLINDEX_DATA")
+    parser.add_argument("--data", type=Path, default=known, required=known is None)
     parser.add_argument("--out", type=Path, default=Path(templates.__file__).parents[1] / "models" / templates.STORED)
     args = parser.parse_args()
     table = usable(Path(args.data))

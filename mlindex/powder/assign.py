@@ -70,9 +70,7 @@ def screen(
     return jax.lax.map(tile, g.reshape(-1, TILE, 6)).reshape(-1)
 
 
-def nearest(
-    q2: Float[Array, " n"], q2_ref: Float[Array, " m"]
-) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+def nearest(q2: Float[Array, " n"], q2_ref: Float[Array, " m"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """For each line the index of the nearest reference line and the signed difference q2 - q2_ref.
 
     The index rides in the low bits of the distance, so that the minimum is one reduction over integers, which

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.special import betaln, logsumexp
 
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
-from mlindex.crystal.metric import q2_from_hkl
 from mlindex.crystal.reflections import hkl_within
 from mlindex.powder.lines import Lines
 from mlindex.powder.templates import design
@@ -30,7 +29,15 @@ TEMPERATURE = 3.0  # by which log evidences are divided before they are called p
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
-_AXES_ORDERS = {"cubic": 1, "tetragonal": 1, "hexagonal": 1, "rhombohedral": 1, "orthorhombic": 6, "monoclinic": 4, "triclinic": 24}
+_AXES_ORDERS = {
+    "cubic": 1,
+    "tetragonal": 1,
+    "hexagonal": 1,
+    "rhombohedral": 1,
+    "orthorhombic": 6,
+    "monoclinic": 4,
+    "triclinic": 24,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,13 @@ def _clusters(position: Float[np.ndarray, " m"], width: float) -> Int[np.ndarray
 
 
 def fit_cell(
-    lines: Lines, g: Float[np.ndarray, " 6"], bravais: str, *, zero: float = 0.0, fit_zero: bool = False, rounds: int = 4
+    lines: Lines,
+    g: Float[np.ndarray, " 6"],
+    bravais: str,
+    *,
+    zero: float = 0.0,
+    fit_zero: bool = False,
+    rounds: int = 4,
 ) -> Fit | None:
     """Least squares in the free parameters (and the zero shift) with the assignment made anew in every round.
 
@@ -116,7 +129,8 @@ def fit_cell(
         a = rows[reflection] / unit[:, None]
         if fit_zero:
             a = np.concatenate([a, np.ones((len(a), 1))], 1)
-        norm = np.sqrt((a[use] ** 2).sum(0)) + 1e-300
+        norm = np.sqrt((a[use] ** 2).sum(0))
+        norm[norm == 0] = 1.0  # no line depends on this parameter: the prior alone fixes it
         scaled = a[use] / norm
         # Weak priors keep the covariance finite where the lines leave a parameter open: a diagonal element of the
         # metric is known to within its own size, an off-diagonal one to within that of the diagonal
@@ -145,7 +159,18 @@ def fit_cell(
     w_ref = np.interp(q_ref, lines.q, lines.w)
     cluster = _clusters(q_ref / w_ref, resolution(lines))
     return Fit(
-        bravais, g, error**2 * inverse / norm[:, None] / norm, zero, fit_zero, error, hkl, q2, reflection, residual, use, cluster
+        bravais,
+        g,
+        error**2 * inverse / norm[:, None] / norm,
+        zero,
+        fit_zero,
+        error,
+        hkl,
+        q2,
+        reflection,
+        residual,
+        use,
+        cluster,
     )
 
 

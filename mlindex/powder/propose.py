@@ -72,7 +72,7 @@ def in_window(
     q2: Float[Array, " n"],
     subsets: Int[Array, "s p"],
     embed: Float[Array, "6 p"],
-    determinants: Float[Array, "2"],
+    determinants: Float[Array, 2],
 ) -> Bool[Array, "t s"]:
     """True where template and line subset give a cell (positive definite metric) inside the volume window.
 

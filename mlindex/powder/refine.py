@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from mlindex.crystal.metric import metric_determinant
 from mlindex.powder.assign import nearest
@@ -125,7 +125,7 @@ def refine_one(
 @partial(jax.jit, static_argnames="keep")
 def refine(
     g: Float[Array, "k 6"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, " k"],
     problem: Problem,
     project: Float[Array, "p 6"],
     scales: Float[Array, " steps"],

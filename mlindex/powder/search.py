@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -135,7 +136,9 @@ def screened(
         width = sweep.tolerance * lines.w
         table, scale = assign.line_table(lines.q, width)
         density = 2 * np.pi * lines.q**2 / _NODES_PER_REFLECTION[lattice.system] / lattice.multiplicity
-        expected = _padded(2 * width * density, 50.0, sweep.searched)  # padding is explained by chance: it weighs nothing
+        expected = _padded(
+            2 * width * density, 50.0, sweep.searched
+        )  # padding is explained by chance: it weighs nothing
         score = np.asarray(assign.screen(g, _reference(bravais, _SCREENED_REFLECTIONS), table, scale, expected))[:count]
         keep = min(sweep.screened, count)
         order = np.argpartition(-score, keep - 1)[:keep]
@@ -155,11 +158,11 @@ def refined(
     lattice = BRAVAIS[bravais]
     system = SYSTEMS[lattice.system]
     problem = refine.Problem(
-        _padded(lines.q2, 1.0, sweep.searched),
-        _padded(2 * lines.q * lines.w, 1.0, sweep.searched),
-        _padded(np.ones(len(lines)), 0.0, sweep.searched),
-        _reference(bravais, _REFERENCE[lattice.n_free]),
-        system.embed.astype(np.float32),
+        jnp.asarray(_padded(lines.q2, 1.0, sweep.searched)),
+        jnp.asarray(_padded(2 * lines.q * lines.w, 1.0, sweep.searched)),
+        jnp.asarray(_padded(np.ones(len(lines)), 0.0, sweep.searched)),
+        jnp.asarray(_reference(bravais, _REFERENCE[lattice.n_free])),
+        jnp.asarray(system.embed, jnp.float32),
     )
     size = propose.bucket(len(candidates), 256)
     batch = np.concatenate([candidates, np.repeat(candidates[-1:], size - len(candidates), 0)]).astype(np.float32)

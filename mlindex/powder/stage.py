@@ -70,9 +70,7 @@ class PowderStage:
     def read(self, source: str) -> list[Item]:
         """The peak list in a file; raises `InputError` with one sentence for a file that cannot be used."""
         return [
-            item_from_peaks(
-                peaks.read(source, quantity=self.settings.quantity, wavelength=self.settings.wavelength)
-            )
+            item_from_peaks(peaks.read(source, quantity=self.settings.quantity, wavelength=self.settings.wavelength))
         ]
 
     def prepare(self, items: Sequence[Item]) -> list[tuple[Lines, int]]:
