@@ -36,13 +36,13 @@ class Survey:
     of: Mapping[int, int]
 
 
-def survey(run: Path) -> Survey:
-    """What the shards of a run directory hold now; reads the tables of items only."""
+def survey(run: Path, pattern: str = "*.h5") -> Survey:
+    """What the shards of a run directory (those whose names match) hold now; reads the tables of items only."""
     shards: list[ShardData] = []
     unreadable: list[tuple[Path, str]] = []
     rows: dict[tuple[int, int], tuple[int, int]] = {}
     of: dict[int, int] = {}
-    for path in sorted((run / "shards").glob("*.h5")):
+    for path in sorted((run / "shards").glob(pattern)):
         try:
             data = read_shard(path, tables=False)
         except InputError as error:

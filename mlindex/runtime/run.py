@@ -25,7 +25,7 @@ from mlindex.runtime import device, journal, launch, pool
 from mlindex.runtime.master import MASTER, build_master, survey
 from mlindex.runtime.pool import Done, Queue, Unit
 from mlindex.runtime.rundir import Plan, note, prepare, resolved
-from mlindex.runtime.shards import provenance, read_shard
+from mlindex.runtime.shards import provenance
 from mlindex.runtime.worker import Ledger, Worker, fail, shard_stem
 from mlindex.runtime.world import Disconnected, World, join
 
@@ -105,10 +105,13 @@ class _Rank0:
         note(self.plan.run, self.plan.job, f"rank {worker} on {hello['host']} is ready")
 
     def committed(self, worker: int) -> list[Done]:
+        """What the shards of a lost worker hold; what it had no time to note in its journal is noted here."""
+        seen = survey(self.plan.run, f"{shard_stem(self.plan.job, worker)}-*.h5")
+        if missing := journal.unwritten(self.plan.run, seen):
+            journal.Journal(self.plan.run, self.plan.job, 0).recover(missing)
         done = []
-        for path in sorted((self.plan.run / "shards").glob(f"{shard_stem(self.plan.job, worker)}-*.h5")):
-            items = read_shard(path, tables=False).items
-            columns = (items[name].tolist() for name in ("input", "index", "of", "status"))
+        for shard in seen.shards:
+            columns = (shard.items[name].tolist() for name in ("input", "index", "of", "status"))
             done += [Done(i, k, of, status == "failed") for i, k, of, status in zip(*columns, strict=True)]
         return done
 

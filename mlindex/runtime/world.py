@@ -8,6 +8,7 @@ fault tolerance chapter of MPI 5), a lost rank is a number in `lost`, and where 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from mlindex.records import InputError
 from mlindex.runtime import device
 
+_START = 300  # seconds in which all ranks must have met
 _SHORTEST, _LONGEST = 2e-5, 4e-3  # seconds between two looks for a message
 
 
@@ -39,6 +41,8 @@ class World:
     """The ranks of one MPI job."""
 
     def __init__(self) -> None:
+        # the start of MPI does not survive the loss of a rank, and would wait for ever; this ends the process then
+        signal.alarm(_START)
         from mpi4py import MPI  # here and not above: a process on its own must not need MPI
 
         self._mpi: Any = MPI
@@ -50,11 +54,12 @@ class World:
         self._gone = {getattr(MPI, name, -1) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")}
 
     def worker_masks(self) -> dict[int, frozenset[int]]:
-        """The CPUs that each worker of this node may use, by local rank; every rank must call it."""
+        """The CPUs that each worker of this node may use, by local rank; every rank must call it, first of all."""
         node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         mine = (device.place(os.environ).local_rank, self.rank, device.available_cpus())
         masks = {local: mask for local, rank, mask in node.allgather(mine) if rank != 0}
         node.Free()
+        signal.alarm(0)  # from here on the loss of a rank is an error that returns
         return masks
 
     def _notice(self, error: Exception) -> None:
@@ -113,6 +118,7 @@ def join(env: Mapping[str, str]) -> World | None:
         return None
     world = World()
     if world.size != here.size:
+        signal.alarm(0)
         raise InputError(
             f"the launcher started {here.size} processes but MPI joins {world.size}; use the mpiexec of the installed "
             "MPI, or the `srun --mpi=` that it understands (pmix for Open MPI, pmi2 for MPICH)"

@@ -71,6 +71,17 @@ def test_killed_worker_costs_nothing(tmp_path):
     assert now["lost"] == 1 and {row["rank"] for row in now["ranks"]} == {1, 2}
 
 
+def test_batch_that_was_committed_and_not_acknowledged_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
+    campaign = make(tmp_path, values(12))
+    campaign.write_text(campaign.read_text().replace("ToyStage", "ForgetfulToyStage"))
+    status, _, err = run(campaign, "--ranks", "2")
+    assert status == 0 and (tmp_path / "mark").exists(), err
+    once(tmp_path / "run", 12)
+    assert journal.status(tmp_path / "run")["done"] == 12
+    same(answers(campaign), expected(campaign))
+
+
 def test_item_that_kills_its_workers_has_failed(tmp_path):
     """Both workers die of it: others are started, and it alone is missing at the end."""
     campaign = make(

@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlindex.records import Column, InputError, Item, Result, Schema, Status
+from mlindex.runtime.journal import Journal
+from mlindex.runtime.shards import Entry
 
 
 class ToyStage:
@@ -87,6 +89,22 @@ class ToyStage:
 
     def record(self, result: Result) -> dict[str, Any]:
         return {"id": result.id}
+
+
+class ForgetfulToyStage(ToyStage):
+    """Once (if the file TOY_MARK is not there yet) its process dies after the shard has a batch, before the journal."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        real, mark = Journal.items, Path(os.environ["TOY_MARK"])
+
+        def items(journal: Journal, entries: Sequence[Entry], shard: str) -> None:
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(journal, entries, shard)
+
+        Journal.items = items  # type: ignore[method-assign]
 
 
 class JaxToyStage(ToyStage):
