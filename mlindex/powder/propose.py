@@ -53,7 +53,7 @@ def volume_window(lines: Lines, bravais: str, max_volume: float | None = None) -
     low, high = (unit * factor for factor in _NODES_PER_LINE[bravais])
     if max_volume is not None:
         high = min(high, max_volume / BRAVAIS[bravais].multiplicity)
-    return Window(low, high)
+    return Window(float(low), float(high))  # Python floats, so that comparisons give bool
 
 
 @cache
