@@ -77,7 +77,7 @@ def _invariants(hkl: Integer[np.ndarray, "n p 3"], system: str, centring: str) -
 
 
 def build(
-    patterns: Sequence[Integer[np.ndarray, "n 3"]], bravais: str, count: int, first: int, largest_index: int = 9
+    patterns: Sequence[Integer[np.ndarray, "_ 3"]], bravais: str, count: int, first: int, largest_index: int = 9
 ) -> Int[np.ndarray, "t p 3"]:
     """Templates that occur in the hkl lists `patterns` of known crystals, at most `count`, best first.
 
