@@ -1,0 +1,35 @@
+"""Lines and their error model, against Bragg's law."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlindex.powder.lines import lines_from_q2
+from tests.powder.patterns import q2_from_tth, tth_from_q2
+
+WAVELENGTH = st.floats(0.4, 2.3)
+
+
+@given(wavelength=WAVELENGTH, seed=st.integers(0, 10**6))
+def test_error_of_a_line_is_that_of_its_angle(wavelength, seed):
+    tth = np.sort(np.random.default_rng(seed).uniform(3, 140, 15))
+    lines = lines_from_q2(q2_from_tth(tth, wavelength), wavelength)
+    step = 1e-4
+    slope = np.sqrt(q2_from_tth(tth + step, wavelength)) - np.sqrt(q2_from_tth(tth - step, wavelength))
+    np.testing.assert_allclose(lines.w, slope / (2 * step), rtol=1e-6)
+
+
+@given(wavelength=WAVELENGTH, zero=st.floats(-0.1, 0.1), seed=st.integers(0, 10**6))
+def test_a_zero_shift_is_taken_off(wavelength, zero, seed):
+    tth = np.sort(np.random.default_rng(seed).uniform(8, 100, 12))
+    shifted = lines_from_q2(q2_from_tth(tth + zero, wavelength), wavelength).shifted(zero)
+    np.testing.assert_allclose(tth_from_q2(shifted.q2, wavelength), tth, atol=1e-4 if abs(zero) < 0.02 else 2e-3)
+
+
+@given(st.permutations(list(np.linspace(0.01, 0.3, 9))))
+def test_order_does_not_matter(q2):
+    a, b = lines_from_q2(np.array(q2), 1.2), lines_from_q2(np.sort(q2), 1.2)
+    assert (a.q2 == b.q2).all() and (a.w == b.w).all() and (np.diff(a.q2) > 0).all()
+    assert len(a.first(4)) == 4 and a.first(4).q2[-1] == b.q2[3]
