@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mlindex.records import InputError, Item, items_from_buffer, items_to_buffer
 from mlindex.runtime.world import Message
 
-HELLO, START, WORK, OPENED, DONE, STOP, BYE = range(1, 8)
+HELLO, START, WORK, OPENED, DONE, STOP, BYE, END = range(1, 9)
 KILLS = 2  # workers that an item may take with it before it has failed
 _POLL = 0.2  # seconds
 
@@ -209,7 +209,8 @@ def pack(value: Any) -> NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
 
 
-def _unpack(message: Message) -> Any:
+def unpack(message: Message) -> Any:
+    """The value that `pack` made a message of."""
     return json.loads(message.data.tobytes())
 
 
@@ -259,7 +260,7 @@ def dispatch(
             idle.clear()
         message = world.receive(_POLL)
         if message is not None:
-            if message.tag == HELLO and (problem := _unpack(message).get("error")):
+            if message.tag == HELLO and (problem := unpack(message).get("error")):
                 problems.append(problem)
                 open_.discard(message.source)
                 queue.abandon()
@@ -288,7 +289,7 @@ def _hear(
     idle: set[int],
     open_: set[int],
 ) -> None:
-    worker, told = message.source, _unpack(message)
+    worker, told = message.source, unpack(message)
     if message.tag == HELLO:
         events.ready(worker, told)
         world.send(worker, START, pack(start))
@@ -313,6 +314,20 @@ def dismiss(world: Messenger) -> None:
             waiting.discard(message.source)
 
 
+def release(world: Messenger) -> None:
+    """Rank 0, when all is written: let the workers leave, and tell them whether a rank was lost."""
+    for worker in set(range(1, world.size)) - world.lost:
+        world.send(worker, END, pack({"lost": sorted(world.lost)}))
+
+
+def leave(world: Messenger) -> bool:
+    """A worker that has closed its shard: say so, and wait for rank 0 to end; whether a rank was lost."""
+    world.send(0, BYE, pack({}))
+    while (message := world.receive_from_root()).tag != END:
+        continue
+    return bool(unpack(message)["lost"])
+
+
 Work = Callable[[Sequence[Item], Callable[[int, int], None]], Sequence[Done]]
 
 
@@ -331,7 +346,7 @@ def serve(world: Messenger, hello: Mapping[str, Any], begin: Callable[[Mapping[s
 
     while (message := world.receive_from_root()).tag != STOP:
         if message.tag == START:
-            work = begin(_unpack(message))
+            work = begin(unpack(message))
         elif message.tag == WORK and work is not None:
             label, *items = items_from_buffer(message.data)
             done = [[d.input, d.index, d.of, d.failed] for d in work(items, opened)]

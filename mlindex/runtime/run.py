@@ -234,7 +234,8 @@ def _worker(world: World, path: Path) -> Summary:
     pool.serve(world, hello, begin)
     for worker in open_:
         worker.ledger.close()
-    world.send(0, pool.BYE, pool.pack({}))
+    if pool.leave(world):
+        world.expect_trouble_at_exit()
     return Summary(rank=world.rank)
 
 
@@ -242,7 +243,12 @@ def _joined(world: World, path: Path, resume: bool, progress: Progress | None) -
     try:
         masks = world.worker_masks()
         if world.rank == 0:
-            return _rank0(world, path, resume, progress)
+            try:
+                return _rank0(world, path, resume, progress)
+            finally:
+                pool.release(world)
+                if world.lost:
+                    world.expect_trouble_at_exit()
         device.apply(masks)
         return _worker(world, path)
     except InputError:

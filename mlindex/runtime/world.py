@@ -7,6 +7,7 @@ fault tolerance chapter of MPI 5), a lost rank is a number in `lost`, and where 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from mlindex.records import InputError
 from mlindex.runtime import device
 
-_START = 300  # seconds in which all ranks must have met
+_START = 120  # seconds in which all ranks must have met
+_END = 10  # seconds that MPI gets to end after the loss of a rank
 _SHORTEST, _LONGEST = 2e-5, 4e-3  # seconds between two looks for a message
 
 
@@ -102,6 +104,10 @@ class World:
             if 0 in self.lost:
                 raise Disconnected("the dispatcher (rank 0) is gone")
         return message
+
+    def expect_trouble_at_exit(self) -> None:
+        """Bound the time that MPI takes to end: after the loss of a rank, MPI_Finalize waits for ever now and then."""
+        atexit.register(signal.alarm, _END)  # which runs before MPI_Finalize; all that matters is on disk by then
 
     def abort(self) -> None:
         """End every process of the job."""
