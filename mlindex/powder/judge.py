@@ -25,19 +25,13 @@ from mlindex.powder.templates import design
 ERROR_MEDIAN, ERROR_SPREAD = 0.012, 0.7  # of s: degrees 2theta, and the sigma of ln s
 _S = np.geomspace(0.005, 0.12, 20)
 ZERO_SIGMA = 0.025  # degrees 2theta: prior of the zero shift
-TEMPERATURE = 3.0  # by which log evidences are divided before they are called probabilities
+CLOSE = 0.018  # degrees 2theta: a line this near to a reflection is always used, however well the others fit
+TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
-_AXES_ORDERS = {
-    "cubic": 1,
-    "tetragonal": 1,
-    "hexagonal": 1,
-    "rhombohedral": 1,
-    "orthorhombic": 6,
-    "monoclinic": 4,
-    "triclinic": 24,
-}
+# Descriptions of one lattice by different axes: the prior of a metric is their sum
+_DESCRIPTIONS = {"orthorhombic": 6, "monoclinic": 4, "triclinic": 24}
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def fit_cell(
         hkl, rows, q2 = hkl[order], rows[order], q2[order]
         reflection = _nearest(lines.q2 - zero * unit, q2)
         residual = (lines.q2 - zero * unit - q2[reflection]) / unit
-        use = (np.abs(residual) < max(3 * error, 0.01)) & _one_line_a_reflection(reflection, residual)
+        use = (np.abs(residual) < max(3 * error, CLOSE)) & _one_line_a_reflection(reflection, residual)
         if use.sum() < p + 1:
             return None
         error = float(np.clip(1.4826 * np.median(np.abs(residual[use])), 0.002, 0.04))
@@ -152,7 +146,7 @@ def fit_cell(
     hkl, q2 = hkl[order], q2[order]
     reflection = _nearest(lines.q2 - zero * unit, q2)
     residual = (lines.q2 - zero * unit - q2[reflection]) / unit
-    use = (np.abs(residual) < max(3 * error, 0.01)) & _one_line_a_reflection(reflection, residual)
+    use = (np.abs(residual) < max(3 * error, CLOSE)) & _one_line_a_reflection(reflection, residual)
     free = max(int(use.sum()) - p - fit_zero, 1)
     error = float(np.clip(np.sqrt((residual[use] ** 2).sum() / free), 0.001, 0.1))
     q_ref = np.sqrt(q2)
@@ -183,7 +177,7 @@ def _log_prior(fit: Fit) -> float:
     value = -sum(np.log(g[i] * _LOG_RANGE) for i in diagonal)
     pairs = {"monoclinic": ((0, 2),), "triclinic": ((1, 2), (0, 2), (0, 1))}.get(system, ())
     value -= sum(np.log(2 * np.sqrt(g[i] * g[j])) for i, j in pairs)
-    return float(value + np.log(_AXES_ORDERS[system]))
+    return float(value + np.log(_DESCRIPTIONS.get(system, 1)))
 
 
 def _log_background(lines: Lines) -> float:

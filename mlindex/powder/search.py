@@ -28,6 +28,7 @@ from mlindex.powder.relatives import relatives
 
 SEARCHED = 20  # lines that the search uses
 JUDGED = 40  # lines that the ranking uses
+SHORTEST = 1.8  # angstrom: no lattice of a crystal has a shorter vector
 SAME_LATTICE = 0.004  # largest relative difference of the Voronoi vectors of one lattice found twice
 ORDER = ("cF", "cI", "cP", "hR", "hP", "tI", "tP", "oF", "oI", "oS", "oP", "mC", "mP", "aP")
 
@@ -211,7 +212,7 @@ def merged(found: Sequence[Judged], *, tolerance: float = SAME_LATTICE, most: in
     primitive = np.array([transform_metric(j.fit.g, BRAVAIS[j.fit.bravais].primitive) for j in order])
     norms = np.sort(vonorms(primitive), axis=-1)  # sorting never parts equal lattices, so it serves to rule out
     kept: list[int] = []
-    for i in range(len(order)):
+    for i in np.flatnonzero(norms[:, 0] > SHORTEST**2):
         if len(kept) == most:
             break
         alike = [k for k in kept if np.abs(norms[i] / norms[k] - 1).max() <= 2.5 * tolerance]
@@ -232,7 +233,7 @@ def convincing(best: Judged, lines: Lines, impurities: int) -> bool:
     return unexplained <= impurities + len(lines) // 10 and best.gain > CONVINCING * len(lines)
 
 
-CONVINCING = 4.8  # nats a line over chance
+CONVINCING = 4.2  # nats a line over chance
 
 
 def search(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit
 
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import cell_from_reciprocal_metric, transform_metric, volume_from_reciprocal_metric
@@ -15,6 +16,9 @@ from mlindex.crystal.settings import standard_setting
 from mlindex.powder import judge, merit
 from mlindex.powder.lines import Lines
 from mlindex.powder.search import Judged
+
+# Gain, in nats a line over a uniform background, at which a list is as likely solved as not
+SOLVED_GAIN = 3.7
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,15 @@ def ambiguous_sets(fits: Sequence[judge.Fit], lines: Lines) -> list[int]:
 def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Solution]:
     """The `count` best of `ranked`, fitted to all lines.
 
-    The probability is that of the lattice among all that were judged and the uniform background, tempered
-    (`judge.TEMPERATURE`) because the model of the errors is not the truth.
+    The probability is that of the lattice among all that were judged, tempered (`judge.TEMPERATURE`) because the model
+    of the errors is not the truth, times the probability that the list is solved at all: the best cells of random
+    lists gain up to 3.3 nats a line, true ones rarely less than 4.
     """
     if not ranked:
         return []
-    logits = np.array([j.gain for j in ranked] + [0.0]) / judge.TEMPERATURE
-    probability = np.exp(logits - np.logaddexp.reduce(logits))
+    logits = np.array([j.gain for j in ranked]) / judge.TEMPERATURE
+    solved = expit((ranked[0].gain / len(ranked[0].fit.indexed) - SOLVED_GAIN) / 0.25)
+    probability = np.exp(logits - np.logaddexp.reduce(logits)) * solved
     chosen = list(ranked[:count])
     sets = ambiguous_sets([j.fit for j in chosen], lines)
     made = []

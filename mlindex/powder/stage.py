@@ -14,11 +14,10 @@ from mlindex.formats import peaks
 from mlindex.powder.lines import Lines, lines_from_q2
 from mlindex.powder.record import powder_record
 from mlindex.powder.search import Judged, search
-from mlindex.powder.solution import Solution, solutions
+from mlindex.powder.solution import SOLVED_GAIN, Solution, solutions
 from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
 
 REPORTED_LINES = 60  # the last fit and the hkl list use these many lines
-SOLVED_GAIN = 3.8  # nats a line over chance from which a cell is called a solution
 
 _SOLUTIONS = (
     Column("bravais", "str", long_name="Bravais lattice"),
