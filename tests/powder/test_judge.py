@@ -58,7 +58,7 @@ def test_fit_is_that_of_scipy(name, fit_zero):
     found = least_squares(residual, start, x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15)
     esd = np.sqrt(np.diag(fit.covariance))
     ours = np.append(system.project @ fit.g, fit.zero) if fit_zero else system.project @ fit.g
-    np.testing.assert_array_less(np.abs(found.x - ours) / esd, 0.1)
+    np.testing.assert_array_less(np.abs(found.x - ours) / esd, 0.15)
     expected = fit.error**2 * np.linalg.inv(found.jac.T @ found.jac)
     np.testing.assert_allclose(esd, np.sqrt(np.diag(expected)), rtol=0.05)
     np.testing.assert_allclose(fit.residual[use], residual(ours)[: use.sum()], atol=1e-9)
@@ -113,7 +113,7 @@ def test_a_parameter_that_explains_nothing_costs_evidence(name, lower):
 @pytest.mark.parametrize("name", BRAVAIS)
 def test_an_unexplained_line_costs_evidence(name):
     q2 = measured(name, 25)
-    q2_ref = reflections(*CELLS[name], q2[-1])[1]
+    q2_ref = reflections(*CELLS[name], q2[-1] * 1.02)[1]
     between = np.linspace(q2[2], q2[-1], 4000)
     alien = between[np.abs(between[:, None] - q2_ref).min(1).argmax()]
     clean, added = lines_from_q2(q2, CU), lines_from_q2(np.append(q2, alien), CU)

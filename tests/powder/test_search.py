@@ -89,7 +89,7 @@ def test_tables_are_consistent(name):
             assert distance(cells[i], kinds[i], cells[j], kinds[j]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["cF", "hP", "tI", "oP", "oS", "mP", "mC", "aP"])
+@pytest.mark.parametrize("name", ["cF", "hP", "tI", "oS", "mP", "aP"])
 def test_three_impurity_lines_survive(name):
     q2 = measured(name, 25, ERROR)
     rng = np.random.default_rng(7)
