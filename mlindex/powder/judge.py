@@ -90,7 +90,7 @@ def fit_cell(
     *,
     zero: float = 0.0,
     fit_zero: bool = False,
-    rounds: int = 4,
+    rounds: int = 12,
 ) -> Fit | None:
     """Least squares in the free parameters (and the zero shift) with the assignment made anew in every round.
 
@@ -110,6 +110,7 @@ def fit_cell(
         return None
     rows = design(hkl, lattice.system)
     p = system.n_free
+    before: NDArray[np.int64] | None = None
     for _ in range(rounds):
         q2 = rows @ x
         order = np.argsort(q2, kind="stable")
@@ -138,6 +139,10 @@ def fit_cell(
         x = x + move[:p]
         if fit_zero:
             zero += float(move[-1])
+        assigned = np.where(use[:, None], hkl[reflection], 0)
+        if before is not None and np.array_equal(assigned, before):
+            break  # the same lines on the same reflections: the problem is linear, so nothing changes any more
+        before = assigned
     g = system.embed @ x
     q2 = rows @ x
     if not np.isfinite(g).all() or q2.min() <= 0:

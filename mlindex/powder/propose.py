@@ -30,13 +30,13 @@ _NODES_PER_LINE = {
     "tI": (2.5, 45.0),
     "hP": (3.0, 60.0),
     "hR": (2.0, 24.0),
-    "oP": (2.0, 20.0),
+    "oP": (1.7, 20.0),
     "oS": (1.5, 20.0),
     "oI": (1.5, 22.0),
     "oF": (1.5, 20.0),
     "mP": (1.3, 12.0),
     "mC": (1.1, 14.0),
-    "aP": (0.9, 8.0),
+    "aP": (0.8, 8.0),
 }
 
 
@@ -58,7 +58,7 @@ def volume_window(lines: Lines, bravais: str, max_volume: float | None = None) -
 
 @cache
 def _subsets(n: int, p: int) -> Int[np.ndarray, "s p"]:
-    return np.array(list(itertools.combinations(range(n), p)), np.int32)
+    return np.array(list(itertools.combinations(range(n), p)), np.int32).reshape(-1, p)
 
 
 def line_subsets(n: int, p: int) -> Int[np.ndarray, "s p"]:

@@ -212,7 +212,7 @@ def merged(found: Sequence[Judged], *, tolerance: float = SAME_LATTICE, most: in
     primitive = np.array([transform_metric(j.fit.g, BRAVAIS[j.fit.bravais].primitive) for j in order])
     norms = np.sort(vonorms(primitive), axis=-1)  # sorting never parts equal lattices, so it serves to rule out
     kept: list[int] = []
-    for i in np.flatnonzero(norms[:, 0] > SHORTEST**2):
+    for i in np.flatnonzero(norms[:, 0] > SHORTEST**2).tolist():
         if len(kept) == most:
             break
         alike = [k for k in kept if np.abs(norms[i] / norms[k] - 1).max() <= 2.5 * tolerance]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
+from mlindex.crystal.extinctions import extinction_groups
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import cell_from_reciprocal_metric, transform_metric, volume_from_reciprocal_metric
 from mlindex.crystal.reduction import niggli_from_cell
@@ -92,6 +93,27 @@ def ambiguous_sets(fits: Sequence[judge.Fit], lines: Lines) -> list[int]:
     return number
 
 
+def with_extinctions(fit: judge.Fit, lines: Lines, space_group: str) -> judge.Fit:
+    """The fit with each line on the nearest reflection that the space group lets be seen, if there is one as near as
+    an indexed line must be; otherwise the line stays where it is."""
+    groups = extinction_groups(fit.bravais, fit.hkl)
+    if space_group not in groups.names:
+        return fit
+    visible = np.flatnonzero(~groups.mask[groups.names.index(space_group)])
+    if not len(visible):
+        return fit
+    unit = 2 * lines.q * lines.w
+    distance = (lines.q2 - fit.zero * unit)[:, None] - fit.q2[visible]
+    best = np.abs(distance).argmin(1)
+    residual = distance[np.arange(len(best)), best] / unit
+    moved = (np.abs(residual) < max(3 * fit.error, judge.CLOSE)) & fit.indexed
+    return replace(
+        fit,
+        reflection=np.where(moved, visible[best], fit.reflection),
+        residual=np.where(moved, residual, fit.residual),
+    )
+
+
 def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Solution]:
     """The `count` best of `ranked`, fitted to all lines.
 
@@ -111,19 +133,20 @@ def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Soluti
         fit = judge.fit_cell(
             lines, judged.fit.g, judged.fit.bravais, zero=judged.fit.zero, fit_zero=judged.fit.zero_fitted
         )
+        used = lines if fit is not None else lines.first(len(judged.fit.reflection))
         fit = fit or judged.fit
+        fit = with_extinctions(fit, used, judged.space_group)
         cell, p = standard_setting(cell_from_reciprocal_metric(fit.g), fit.bravais)
-        covered = len(fit.reflection)
         made.append(
             Solution(
                 bravais=fit.bravais,
-                cell=cell,
+                cell=np.round(cell, 9),
                 cell_esd=cell_uncertainty(fit, p),
-                niggli=niggli_from_cell(cell, BRAVAIS[fit.bravais].centring)[0],
+                niggli=np.round(niggli_from_cell(cell, BRAVAIS[fit.bravais].centring)[0], 9),
                 volume=float(volume_from_reciprocal_metric(fit.g)),
-                m20=merit.de_wolff(fit, lines.first(covered)),
-                f20=merit.smith_snyder(fit, lines.first(covered)),
-                information=merit.information(fit, lines.first(covered)),
+                m20=merit.de_wolff(fit, used),
+                f20=merit.smith_snyder(fit, used),
+                information=merit.information(fit, used),
                 score=judged.gain,
                 probability=float(p_value),
                 space_group=judged.space_group,

@@ -83,6 +83,11 @@ class PowderStage:
                     "distinct positive positions"
                 )
             wavelength = item.attrs.get("wavelength")
+            if wavelength is not None and not (float(wavelength) > 0 and q2[-1] * float(wavelength) ** 2 <= 4):
+                raise InputError(
+                    f"{item.source}: no line beyond q2 = 4/wavelength^2 can be seen, but the last is at "
+                    f"{q2[-1]:.6g} 1/angstrom^2 and the wavelength is {wavelength} angstrom; correct one of them"
+                )
             lines = lines_from_q2(q2, None if wavelength is None else float(wavelength))
             prepared.append((lines, seed_from_item(item, self.settings.seed)))
         return prepared
