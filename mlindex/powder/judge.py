@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy.special import betaln, logsumexp
 
+from mlindex.crystal.derivatives import hermite_forms
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.reflections import hkl_within
 from mlindex.powder.lines import Lines
@@ -29,6 +30,8 @@ CLOSE = 0.018  # degrees 2theta: a line this near to a reflection is always used
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
+SUPERSTRUCTURE = 0.15  # prior probability that a cell is a superstructure, whose own lines are weak
+SEEN_WEAK = (1.0, 3.0)  # Beta prior of pi for the lines that a superstructure adds
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
 # Descriptions of one lattice by different axes: the prior of a metric is their sum
 _DESCRIPTIONS = {"orthorhombic": 6, "monoclinic": 4, "triclinic": 24}
@@ -232,3 +235,35 @@ def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = No
     log_s = -0.5 * (np.log(_S / ERROR_MEDIAN) / ERROR_SPREAD) ** 2
     log_s -= logsumexp(log_s)
     return logsumexp(position + seen + (occam + log_s)[None], axis=1) + prior
+
+
+def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) -> float:
+    """What the log evidence gains if the cell may be a superstructure.
+
+    The lines that a sublattice of index 2 or 3 would have, and those that the superstructure adds, are then seen with
+    probabilities of their own; one such sublattice, or none, is the case, and the sum over them replaces the one pi.
+    """
+    count = int(fit.cluster[-1]) + 1
+    q_last = lines.q[-1] + resolution(lines) * lines.w[-1]
+    visible = ~absent & (np.sqrt(fit.q2) <= q_last)
+    forms = np.concatenate([hermite_forms(2), hermite_forms(3)]).astype(np.float64)
+    indices = fit.hkl @ BRAVAIS[fit.bravais].primitive @ np.swapaxes(np.linalg.inv(forms), 1, 2)  # (k, m, 3)
+    kept = (np.abs(indices - np.rint(indices)) < 1e-6).all(2) & visible
+    present = np.bincount(fit.cluster, visible, count) > 0
+    basic = np.unique([np.bincount(fit.cluster, row, count) > 0 for row in kept], axis=0)  # (k, clusters)
+    error = max(fit.error, float(_S[0]))
+    normal = -0.5 * (fit.residual / error) ** 2 - np.log(error * np.sqrt(2 * np.pi))
+    hit = _one_line_a_reflection(fit.reflection, fit.residual) & (normal > _log_background(lines))
+    seen = (np.bincount(fit.cluster[fit.reflection], hit, count) > 0) & present
+    (alpha, beta), (weak_alpha, weak_beta) = SEEN, SEEN_WEAK
+    hits, misses = int(seen.sum()), int((present & ~seen).sum())
+    single = betaln(alpha + hits, beta + misses) - betaln(alpha, beta)
+    hits_basic, misses_basic = (seen & basic).sum(1), (present & ~seen & basic).sum(1)
+    hits_added, misses_added = hits - hits_basic, misses - misses_basic
+    double = betaln(alpha + hits_basic, beta + misses_basic) - betaln(alpha, beta)
+    double += betaln(weak_alpha + hits_added, weak_beta + misses_added) - betaln(weak_alpha, weak_beta)
+    double = double[(hits_basic + misses_basic > 0) & (hits_added + misses_added > 0)]
+    own = np.log1p(-SUPERSTRUCTURE)
+    if not len(double):
+        return float(own)
+    return float(np.logaddexp(own, np.log(SUPERSTRUCTURE / len(forms)) + logsumexp(double) - single))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from mlindex.crystal.extinctions import extinction_groups
@@ -59,6 +59,7 @@ class Pass:
     random: int = 0  # random cells added to the screened ones, three- and more-parameter lattices
     searched: int = SEARCHED  # lines that candidates are screened and refined against
     dominant: bool = False  # combine the lines outside a dominant row or zone; nothing to do where there is none
+    unless: float = 4.2  # left out where a solution gains so many nats a line over chance and explains the lines
 
 
 _FEW = {1: 20, 2: 16, 3: 13, 4: 13, 6: 12}
@@ -69,13 +70,13 @@ EFFORTS: dict[str, tuple[Pass, ...]] = {
     "quick": (Pass(0.035, _FEW, 300),),
     "normal": (
         Pass(0.035, _FEW, 500),
-        Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True),
+        Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True, unless=5.0),
         Pass(0.08, _FEW, 500),
         Pass(0.035, _FEW, 300, zeros=_SHIFTS),
     ),
     "thorough": (
         Pass(0.035, _MORE, 1500, screened=512),
-        Pass(0.06, _MORE, 1500, screened=512, searched=assign.MOST_LINES, dominant=True),
+        Pass(0.06, _MORE, 1500, screened=512, searched=assign.MOST_LINES, dominant=True, unless=5.0),
         Pass(0.08, _MORE, 1500, screened=512, random=1536),
         Pass(0.05, _FEW, 500, zeros=_SHIFTS),
         Pass(0.05, _MANY, 2000, screened=1024),
@@ -91,6 +92,7 @@ class Judged:
     evidence: float
     space_group: str
     gain: float  # evidence over that of a uniform background
+    absent: Bool[np.ndarray, " m"]  # reflections that the space group takes away
 
 
 @cache
@@ -200,7 +202,8 @@ def judged(
         values = judge.evidence(fit, lines, groups.mask) + np.log(groups.counts / groups.counts.sum())
         total = float(np.logaddexp.reduce(values))
         if np.isfinite(total):
-            found.append(Judged(fit, total, groups.names[int(values.argmax())], total - chance))
+            best = int(values.argmax())
+            found.append(Judged(fit, total, groups.names[best], total - chance, groups.mask[best]))
     return found
 
 
@@ -221,19 +224,23 @@ def merged(found: Sequence[Judged], *, tolerance: float = SAME_LATTICE, most: in
     return [order[i] for i in kept]
 
 
+def with_superstructures(found: Sequence[Judged], lines: Lines, *, most: int = 20) -> list[Judged]:
+    """The first `most` with the gain of `judge.superstructure_gain`, ranked anew."""
+    gains = [judge.superstructure_gain(j.fit, lines, j.absent) for j in found[:most]]
+    raised = [replace(j, evidence=j.evidence + gain, gain=j.gain + gain) for j, gain in zip(found, gains, strict=False)]
+    return sorted(raised, key=lambda j: -j.evidence)
+
+
 def volume_allowed(lines: Lines, bravais: str, g: Float[np.ndarray, " 6"], max_volume: float | None) -> bool:
     """False for a cell far larger than the density of lines allows."""
     high = propose.volume_window(lines.first(SEARCHED), bravais, max_volume).high
     return float(volume_from_reciprocal_metric(g)) <= 1.5 * high * BRAVAIS[bravais].multiplicity
 
 
-def convincing(best: Judged, lines: Lines, impurities: int) -> bool:
-    """True where the search may stop: nearly all lines explained, far better than by chance."""
+def convincing(best: Judged, lines: Lines, impurities: int, gain: float) -> bool:
+    """True where nearly all lines are explained, at least `gain` nats a line better than by chance."""
     unexplained = int((~best.fit.indexed).sum())
-    return unexplained <= impurities + len(lines) // 10 and best.gain > CONVINCING * len(lines)
-
-
-CONVINCING = 4.2  # nats a line over chance
+    return unexplained <= impurities + len(lines) // 10 and best.gain > gain * len(lines)
 
 
 def search(
@@ -252,10 +259,10 @@ def search(
     ranked = lines.first(JUDGED)
     wanted = [b for b in ORDER if not lattices or b in lattices]
     found: list[Judged] = []
-    for number, sweep in enumerate(EFFORTS[effort]):
-        for zero in sweep.zeros if fit_zero else sweep.zeros[:1]:
-            if number and zero == 0.0 and sweep.zeros != (0.0,):
-                continue
+    for sweep in EFFORTS[effort]:
+        if found and convincing(found[0], ranked, impurities, sweep.unless):
+            continue
+        for zero in (z for z in sweep.zeros if fit_zero or z == 0.0):
             shifted = lines.shifted(zero).first(sweep.searched)
             if sweep.dominant:
                 choices = zones.selections(shifted, max(sweep.combined.values()), sweep.tolerance)
@@ -275,6 +282,4 @@ def search(
             ]
             found += judged(ranked, near, fit_zero=fit_zero, zero=leader.fit.zero)
         found = merged(found)
-        if found and convincing(found[0], ranked, impurities):
-            break
-    return found
+    return with_superstructures(found, ranked)
