@@ -30,7 +30,7 @@ CLOSE = 0.018  # degrees 2theta: a line this near to a reflection is always used
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
-SUPERSTRUCTURE = 0.15  # prior probability that a cell is a superstructure, whose own lines are weak
+SUPERSTRUCTURE = 0.005  # prior probability that a cell is a superstructure, whose own lines are weak
 SEEN_WEAK = (1.0, 3.0)  # Beta prior of pi for the lines that a superstructure adds
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
 # Descriptions of one lattice by different axes: the prior of a metric is their sum

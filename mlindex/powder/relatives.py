@@ -17,7 +17,7 @@ from mlindex.crystal.metric import transform_metric
 from mlindex.crystal.symmetry import conventional_cells
 from mlindex.powder.judge import Fit
 
-MOST_SMALLER, MOST_LARGER = 3, 4  # index of the derived lattices; those of higher index are products
+MOST_INDEX = 3  # of a derived lattice: among the many of higher index one always happens to explain an impurity
 
 
 def _conventional(g_primitive: Float[np.ndarray, " 6"], tolerance: float) -> Iterator[tuple[str, np.ndarray]]:
@@ -35,7 +35,7 @@ def relatives(fit: Fit, *, tolerance: float, missing: int) -> list[tuple[str, Fl
     to_primitive = lattice.primitive
     g = transform_metric(fit.g, to_primitive)
     found = list(_conventional(g, tolerance))
-    _, smaller = superlattices_and_sublattices(g, MOST_SMALLER)
+    larger, smaller = superlattices_and_sublattices(g, MOST_INDEX)
     hkl = fit.hkl @ to_primitive
     line = fit.cluster[fit.reflection[fit.indexed]]
     for transform, metric in zip(smaller.transform, smaller.metric, strict=True):
@@ -46,7 +46,6 @@ def relatives(fit: Fit, *, tolerance: float, missing: int) -> list[tuple[str, Fl
         if lost <= missing:
             found.extend(_conventional(metric, tolerance))
     if not fit.indexed.all():
-        larger, _ = superlattices_and_sublattices(g, MOST_LARGER)
         for metric in larger.metric:
             found.extend(_conventional(metric, tolerance))
     return found
