@@ -86,6 +86,43 @@ def _clusters(position: Float[np.ndarray, " m"], width: float) -> Int[np.ndarray
     return np.cumsum(new | np.append(False, np.diff(part) != 0)) - 1
 
 
+def _assigned(
+    lines: Lines, q2: Float[np.ndarray, " m"], zero: float, error: float
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """The nearest of the ascending `q2` for each line, the residual (degrees 2theta), and the lines to be used: those
+    within three standard deviations `error`, one a reflection."""
+    unit = 2 * lines.q * lines.w
+    observed = lines.q2 - zero * unit
+    reflection = _nearest(observed, q2)
+    residual = (observed - q2[reflection]) / unit
+    use = (np.abs(residual) < max(3 * error, CLOSE)) & _one_line_a_reflection(reflection, residual)
+    return reflection, residual, use
+
+
+def _gauss_newton(
+    rows: Float[np.ndarray, "n p"], residual: Float[np.ndarray, " n"], error: float, size: float, zero: float | None
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
+    """Move of the parameters and their covariance for unit variance; the last parameter is the zero shift unless `zero`
+    is None.
+
+    Weak priors keep the covariance finite where the lines leave a parameter open: an element of the metric is known to
+    within `size`, the zero shift to within ZERO_SIGMA.
+    """
+    priors = np.full(rows.shape[1], size)
+    if zero is not None:
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
+        priors = np.append(priors, ZERO_SIGMA)
+    norm = np.sqrt((rows**2).sum(0))
+    norm[norm == 0] = 1.0  # no line depends on this parameter: the prior alone fixes it
+    scaled = rows / norm
+    loose = error / (norm * priors)
+    right = scaled.T @ residual
+    if zero is not None:
+        right[-1] -= loose[-1] ** 2 * zero * norm[-1]
+    inverse = np.linalg.inv(scaled.T @ scaled + np.diag(loose**2))
+    return inverse @ right / norm, inverse / norm[:, None] / norm
+
+
 def fit_cell(
     lines: Lines,
     g: Float[np.ndarray, " 6"],
@@ -115,64 +152,48 @@ def fit_cell(
     p = system.n_free
     before: NDArray[np.int64] | None = None
     for _ in range(rounds):
-        q2 = rows @ x
-        order = np.argsort(q2, kind="stable")
-        hkl, rows, q2 = hkl[order], rows[order], q2[order]
-        reflection = _nearest(lines.q2 - zero * unit, q2)
-        residual = (lines.q2 - zero * unit - q2[reflection]) / unit
-        use = (np.abs(residual) < max(3 * error, CLOSE)) & _one_line_a_reflection(reflection, residual)
+        order = np.argsort(rows @ x, kind="stable")
+        hkl, rows = hkl[order], rows[order]
+        reflection, residual, use = _assigned(lines, rows @ x, zero, error)
         if use.sum() < p + 1:
             return None
         error = float(np.clip(1.4826 * np.median(np.abs(residual[use])), 0.002, 0.04))
-        a = rows[reflection] / unit[:, None]
-        if fit_zero:
-            a = np.concatenate([a, np.ones((len(a), 1))], 1)
-        norm = np.sqrt((a[use] ** 2).sum(0))
-        norm[norm == 0] = 1.0  # no line depends on this parameter: the prior alone fixes it
-        scaled = a[use] / norm
-        # Weak priors keep the covariance finite where the lines leave a parameter open: a diagonal element of the
-        # metric is known to within its own size, an off-diagonal one to within that of the diagonal
-        loose = error / (norm * np.append(np.full(p, np.abs(x).max()), ZERO_SIGMA)[: len(norm)])
-        normal = scaled.T @ scaled + np.diag(loose**2)
-        right = scaled.T @ residual[use]
-        if fit_zero:
-            right[-1] -= loose[-1] ** 2 * zero * norm[-1]
-        inverse = np.linalg.inv(normal)
-        move = inverse @ right / norm
+        move, covariance = _gauss_newton(
+            (rows[reflection] / unit[:, None])[use],
+            residual[use],
+            error,
+            float(np.abs(x).max()),
+            zero if fit_zero else None,
+        )
         x = x + move[:p]
-        if fit_zero:
-            zero += float(move[-1])
+        zero += float(move[-1]) if fit_zero else 0.0
         assigned = np.where(use[:, None], hkl[reflection], 0)
         if before is not None and np.array_equal(assigned, before):
             break  # the same lines on the same reflections: the problem is linear, so nothing changes any more
         before = assigned
-    g = system.embed @ x
     q2 = rows @ x
-    if not np.isfinite(g).all() or q2.min() <= 0:
+    if not np.isfinite(x).all() or q2.min() <= 0:
         return None
     order = np.argsort(q2, kind="stable")
     hkl, q2 = hkl[order], q2[order]
-    reflection = _nearest(lines.q2 - zero * unit, q2)
-    residual = (lines.q2 - zero * unit - q2[reflection]) / unit
-    use = (np.abs(residual) < max(3 * error, CLOSE)) & _one_line_a_reflection(reflection, residual)
+    reflection, residual, use = _assigned(lines, q2, zero, error)
     free = max(int(use.sum()) - p - fit_zero, 1)
     error = float(np.clip(np.sqrt((residual[use] ** 2).sum() / free), 0.001, 0.1))
     q_ref = np.sqrt(q2)
-    w_ref = np.interp(q_ref, lines.q, lines.w)
-    cluster = _clusters(q_ref / w_ref, resolution(lines))
+    cluster = _clusters(q_ref / np.interp(q_ref, lines.q, lines.w), resolution(lines))
     return Fit(
-        bravais,
-        g,
-        error**2 * inverse / norm[:, None] / norm,
-        zero,
-        fit_zero,
-        error,
-        hkl,
-        q2,
-        reflection,
-        residual,
-        use,
-        cluster,
+        bravais=bravais,
+        g=system.embed @ x,
+        covariance=error**2 * covariance,
+        zero=zero,
+        zero_fitted=fit_zero,
+        error=error,
+        hkl=hkl,
+        q2=q2,
+        reflection=reflection,
+        residual=residual,
+        indexed=use,
+        cluster=cluster,
     )
 
 
