@@ -26,7 +26,7 @@ from mlindex.powder.templates import design
 ERROR_MEDIAN, ERROR_SPREAD = 0.012, 0.7  # of s: degrees 2theta, and the sigma of ln s
 _S = np.geomspace(0.005, 0.12, 20)
 ZERO_SIGMA = 0.025  # degrees 2theta: prior of the zero shift
-CLOSE = 0.018  # degrees 2theta: a line this near to a reflection is always used, however well the others fit
+CLOSE = 0.03  # degrees 2theta: a line this near to a reflection is always used, however well the others fit
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi

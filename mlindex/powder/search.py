@@ -28,7 +28,7 @@ from mlindex.powder.relatives import relatives
 
 SEARCHED = 20  # lines that the search uses
 JUDGED = 40  # lines that the ranking uses
-SHORTEST = 1.8  # angstrom: no lattice of a crystal has a shorter vector
+SHORTEST = 2.1  # angstrom: beryllium has 2.2, and no crystal that gets indexed a shorter lattice vector
 SAME_LATTICE = 0.004  # largest relative difference of the Voronoi vectors of one lattice found twice
 ORDER = ("cF", "cI", "cP", "hR", "hP", "tI", "tP", "oF", "oI", "oS", "oP", "mC", "mP", "aP")
 
