@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mlindex.records import Result
 
 # In the order in which they are printed; all are columns of the table "solutions"
-_FIELDS = (
+FIELDS = (
     "bravais",
     "cell",
     "cell_esd",
@@ -68,7 +68,7 @@ def powder_record(result: Result) -> dict[str, Any]:
         "seconds": round(float(result.seconds), 4),
         "solutions": [
             {
-                **{name: plain(np.asarray(solutions[name])[rank]) for name in _FIELDS if name in solutions},
+                **{name: plain(np.asarray(solutions[name])[rank]) for name in FIELDS if name in solutions},
                 "unindexed": _unindexed(lines, rank),
             }
             for rank in range(count)

@@ -232,9 +232,10 @@ def with_superstructures(found: Sequence[Judged], lines: Lines, *, most: int = 2
 
 
 def volume_allowed(lines: Lines, bravais: str, g: Float[np.ndarray, " 6"], max_volume: float | None) -> bool:
-    """False for a cell far larger than the density of lines allows."""
-    high = propose.volume_window(lines.first(SEARCHED), bravais, max_volume).high
-    return float(volume_from_reciprocal_metric(g)) <= 1.5 * high * BRAVAIS[bravais].multiplicity
+    """False for a cell larger than the user allows, or far larger than the density of lines does."""
+    volume = float(volume_from_reciprocal_metric(g))
+    high = propose.volume_window(lines.first(SEARCHED), bravais).high
+    return volume <= 1.5 * high * BRAVAIS[bravais].multiplicity and (max_volume is None or volume <= max_volume)
 
 
 def convincing(best: Judged, lines: Lines, impurities: int, gain: float) -> bool:
@@ -271,6 +272,8 @@ def search(
             for choice, bravais in itertools.product(choices, wanted):
                 candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
                 cells = refined(shifted, bravais, candidates, sweep, seed)
+                if max_volume is not None:  # the volume moves in refinement
+                    cells = cells[volume_from_reciprocal_metric(cells) <= max_volume]
                 found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)
         found = merged(found)
         for leader in found[:leaders]:

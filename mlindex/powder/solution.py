@@ -48,6 +48,16 @@ class Solution:
     hkl: Int[np.ndarray, "n 3"]
     indexed: Bool[np.ndarray, " n"]
 
+    @property
+    def n_indexed(self) -> int:
+        """Lines that are indexed."""
+        return int(self.indexed.sum())
+
+    @property
+    def n_lines(self) -> int:
+        """Lines that were to be indexed."""
+        return len(self.indexed)
+
 
 def cell_uncertainty(fit: judge.Fit, p: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 6"]:
     """Standard uncertainties of the cell in the basis P, from the covariance of the free parameters."""

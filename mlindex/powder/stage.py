@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -126,19 +125,12 @@ class PowderStage:
 
 
 def _tables(found: Sequence[Solution], lines: Lines) -> dict[str, dict[str, np.ndarray]]:
-    own = {f.name for f in fields(Solution)}
     table: dict[str, np.ndarray] = {}
     for column in _SOLUTIONS:
-        if column.name == "n_indexed":
-            values: list[Any] = [int(s.indexed.sum()) for s in found]
-        elif column.name == "n_lines":
-            values = [len(s.indexed) for s in found]
-        else:
-            assert column.name in own
-            values = [getattr(s, column.name) for s in found]
         dtype = object if column.dtype == "str" else column.dtype
-        table[column.name] = np.array(values, dtype).reshape(len(found), *column.shape)
-    counts = [len(s.indexed) for s in found]
+        values = np.array([getattr(s, column.name) for s in found], dtype)
+        table[column.name] = values.reshape(len(found), *column.shape)
+    counts = [s.n_lines for s in found]
     rows = {
         "solution": np.repeat(np.arange(len(found)), counts).astype(np.int64),
         "q2": np.concatenate([lines.q2[:n] for n in counts] or [np.empty(0)]),

@@ -13,7 +13,7 @@ import numpy as np
 
 import mlindex
 from mlindex.formats.cif import Block, text_from_blocks
-from mlindex.powder.record import powder_record
+from mlindex.powder.record import FIELDS, powder_record
 from mlindex.records import Result
 
 CRYSTAL_SYSTEMS = {
@@ -25,18 +25,7 @@ CRYSTAL_SYSTEMS = {
     "c": "cubic",
 }
 _CELL = ("a", "b", "c", "alpha", "beta", "gamma")
-_SCALARS: tuple[str, ...] = (
-    "volume",
-    "m20",
-    "f20",
-    "information",
-    "n_indexed",
-    "n_lines",
-    "score",
-    "probability",
-    "space_group",
-)
-_SCALARS += ("zero_shift", "zero_shift_esd", "ambiguity")
+_SCALARS = tuple(name for name in FIELDS if name not in ("bravais", "cell", "cell_esd", "niggli"))
 CSV_HEADER = (
     *("id", "source", "status", "reason", "seconds", "rank", "bravais"),
     *_CELL,

@@ -221,3 +221,10 @@ def test_bad_calls_are_one_sentence(q2, settings, word):
     with pytest.raises(InputError, match=word) as caught:
         index_powder(q2, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["oP", "mP"])
+def test_no_solution_is_larger_than_the_user_allows(name):
+    limit = 0.7 * float(clean(name).tables["solutions"]["volume"][0])
+    volume = solved(measured(name, 25, ERROR), name=name, max_volume=limit).tables["solutions"]["volume"]
+    assert len(volume) and (volume <= limit * 1.01).all()  # the last fit may move it a little
