@@ -9,8 +9,11 @@ import pytest
 
 from mlindex.config import PowderSettings
 from mlindex.crystal.lattice import BRAVAIS
+from mlindex.crystal.metric import reciprocal_metric_from_cell
 from mlindex.crystal.reduction import lattice_distance, primitive_metric
 from mlindex.powder import index_powder, refine
+from mlindex.powder.lines import lines_from_q2
+from mlindex.powder.search import volume_allowed
 from mlindex.powder.stage import REPORTED_LINES, PowderStage, seed_from_item
 from mlindex.records import InputError, Item, Status
 from mlindex.stage import solve
@@ -228,3 +231,11 @@ def test_no_solution_is_larger_than_the_user_allows(name):
     limit = 0.7 * float(clean(name).tables["solutions"]["volume"][0])
     volume = solved(measured(name, 25, ERROR), name=name, max_volume=limit).tables["solutions"]["volume"]
     assert len(volume) and (volume <= limit * 1.01).all()  # the last fit may move it a little
+
+
+def test_derived_cells_obey_the_volume_that_the_user_allows():
+    lines = lines_from_q2(measured("oP", 25, ERROR), CU)
+    g = reciprocal_metric_from_cell(np.array(CELLS["oP"][0], float))
+    volume = float(np.prod(CELLS["oP"][0][:3]))
+    assert volume_allowed(lines, "oP", g, None) and volume_allowed(lines, "oP", g, 1.01 * volume)
+    assert not volume_allowed(lines, "oP", g, 0.99 * volume)
