@@ -42,7 +42,12 @@ class CampaignSettings(Settings):
     stage: str = "powder"
     inputs: tuple[str, ...] = Field(min_length=1)  # paths or globs, relative to the TOML file
     output: str = "run"  # relative to the TOML file
-    batch: int = Field(4, ge=1)  # items a worker takes at a time
+    batch: int | None = Field(None, ge=1)  # items a worker takes at a time; None: from the time that an item takes
+    chunk: Literal["files", "items"] = "files"  # what `--part K/N` divides: the list of files, or each file's items
+    item_seconds: float | None = Field(None, gt=0)  # an item that takes longer has failed; None: no limit
+    stop_after: int | None = Field(None, ge=1)  # solved items after which nothing more is begun
+    max_failures: int | None = Field(None, ge=0)  # failed items beyond which nothing more is begun
+    rounds: int = Field(3, ge=1)  # jobs in a row that may be stopped by a signal without having done an item
 
 
 class Campaign(Settings):

@@ -57,7 +57,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a result table: `shape` is that of one row; a dtype of "str" is variable-length UTF-8."""
+    """One column of a result table: `shape` is that of one row; a dtype of "str" is variable-length UTF-8.
+
+    A dtype of "status" is a `Status`.
+    """
 
     name: str
     dtype: str

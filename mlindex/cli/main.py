@@ -153,22 +153,34 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run of this campaign stopped.")
     ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Do only part K of N, from 0 to N-1, as a task of an array does."),
+    ] = None,
 ) -> None:
-    """Run a campaign in one process, on many ranks, or as one of the ranks of mpiexec or srun."""
+    """Run a campaign in one process, on many ranks, or as one of the ranks of mpiexec or srun.
+
+    SIGUSR1 lets it finish the batches in hand, commit them, and end with status 75: run it again with --resume.
+    """
     from mlindex.cli.campaign import run_and_report
 
-    raise typer.Exit(run_and_report(campaign, ranks, resume))
+    raise typer.Exit(run_and_report(campaign, ranks, resume, part))
 
 
 @app.command("status")
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory that a run writes.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Between two looks of --watch.")] = 10.0,
 ) -> None:
-    """Say where a run stands, also while it is running."""
-    from mlindex.cli.campaign import print_status
+    """Say where a run stands, also while it is running, from its files alone."""
+    from mlindex.cli.campaign import print_status, watch_status
 
-    print_status(run, json)
+    if watch and not json:
+        watch_status(run, seconds)
+    else:
+        print_status(run, json)
 
 
 @app.command("export")

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import glob
 import json
+import mmap
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import overload
+
+import numpy as np
 
 from mlindex.records import InputError, Item
 
@@ -52,7 +56,8 @@ def label(sources: Sequence[str], known: Sequence[Input] = ()) -> list[Input]:
 
     A colon or hash in a name becomes an underscore: it separates the label from what tells the items of a file apart.
     """
-    new = [source for source in sources if source not in {k.source for k in known}]
+    old = {k.source for k in known}
+    new = [source for source in sources if source not in old]
     taken = {k.label for k in known}
     ways = [lambda s: Path(s).stem, lambda s: Path(s).with_suffix("").as_posix(), lambda s: s]
     labels: dict[str, str] = {}
@@ -85,13 +90,38 @@ def numbered(name: str, index: int, of: int) -> str:
     return name if of == 1 else f"{name}#{index + 1}"
 
 
-def read(run: Path) -> list[Input]:
-    """The inputs of a run directory, in order; a torn last line counts as absent."""
+class Manifest(Sequence[Input]):
+    """The inputs of a run directory, in order, read from the file line by line when they are asked for.
+
+    A torn last line counts as absent. A campaign may have a million inputs, of which rank 0 holds nothing but 8 bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
+        self._start = np.concatenate([[0], ends + 1])
+
+    def __len__(self) -> int:
+        return len(self._start) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> Input: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Input]: ...
+    def __getitem__(self, i: int | slice) -> Input | list[Input]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        return Input(**json.loads(self._text[self._start[i] : self._start[i + 1]]))
+
+
+def read(run: Path) -> Sequence[Input]:
+    """The inputs of a run directory, in order."""
     path = run / MANIFEST
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [Input(**json.loads(line)) for line in lines[:-1]]
+    return Manifest(path) if path.exists() else []
 
 
 def write(run: Path, inputs: Sequence[Input]) -> None:

@@ -2,57 +2,120 @@
 
 In the master the table of items is written out, each item once and in the order of the inputs; the tables of the stage
 are virtual datasets over the shards (HDF5 1.10), so it is small, and built again at any time. It finds the shards
-relative to itself: a run directory may be moved as a whole.
+relative to itself: a run directory may be moved as a whole. `/shards` says which shard, and so which host, job and
+rank, each item came from.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from mlindex.records import Column, InputError
-from mlindex.runtime.shards import VERSION, ShardData, describe, describe_column, read_shard
+from mlindex.runtime.queue import Key
+from mlindex.runtime.shards import (
+    STATUS_DTYPE,
+    STATUSES,
+    VERSION,
+    ShardData,
+    describe,
+    describe_column,
+    read_numbers,
+    read_texts,
+)
 
 MASTER = "results.h5"
+SHARDS = (
+    Column("name", "str", long_name="file in the folder shards of the run"),
+    Column("host", "str", long_name="host of the rank that wrote it"),
+    Column("job", "str", long_name="job that the rank was of"),
+    Column("rank", "int64", long_name="rank in that job"),
+    Column("part", "int64", long_name="part of the campaign that the job worked on"),
+    Column("parts", "int64", long_name="number of parts; 1 for the whole campaign"),
+)
+ORIGIN = Column("shard", "int64", long_name="row in /shards of the file that the item came from")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The items in the shards of a run.
+    """The items in the shards of a run, each once, in the order of the inputs.
 
-    `rows` maps the (input, index) of each item to its shard and row there, in the order of the inputs, each item
-    once; `of` maps an input to the number of its items; `unreadable` has the path of each file that cannot be read,
-    and a sentence that says why.
+    `shards` as `read_numbers` gives them; `unreadable` has the path of each file that cannot be read, and a sentence
+    that says why; `input`, `index`, `shard` (number in `shards`) and `row` (in that shard) have one entry an item.
     """
 
     shards: list[ShardData]
     unreadable: list[tuple[Path, str]]
-    rows: Mapping[tuple[int, int], tuple[int, int]]
-    of: Mapping[int, int]
+    input: NDArray[np.int64]
+    index: NDArray[np.int64]
+    shard: NDArray[np.int64]
+    row: NDArray[np.int64]
+    at: NDArray[np.int64]  # place of each item in the shards laid end to end
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    def column(self, name: str) -> NDArray:
+        """A column of the table of items (no text; the status is a number of `STATUSES`); 0 where a shard lacks it."""
+        parts = [s.items[name] if name in s.items else np.zeros(len(s.items["input"]), np.int64) for s in self.shards]
+        return np.concatenate(parts)[self.at] if parts else np.empty(0, np.int64)
+
+    def keys(self) -> Iterator[Key]:
+        """(input, index) of each item."""
+        return zip(self.input.tolist(), self.index.tolist(), strict=True)
+
+    def of(self) -> dict[int, int]:
+        """The number of items of each input that has one here."""
+        _, first = np.unique(self.input, return_index=True)
+        return dict(zip(self.input[first].tolist(), self.column("of")[first].tolist(), strict=True))
+
+    def counts(self) -> dict[str, int]:
+        """How many items have each status."""
+        found = np.bincount(self.column("status"), minlength=len(STATUSES))
+        return dict(zip(STATUSES, found.tolist(), strict=True))
+
+    def only(self, chosen: NDArray[np.bool_]) -> Survey:
+        """The survey of some of the items."""
+        rows = (self.input, self.index, self.shard, self.row, self.at)
+        return Survey(self.shards, self.unreadable, *(values[chosen] for values in rows))
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(id, source, reason) of each failed item."""
+        places = np.flatnonzero(self.column("status") == STATUSES.index("failed"))
+        found: dict[int, tuple[str, str, str]] = {}
+        for number in np.unique(self.shard[places]).tolist():
+            mine = places[self.shard[places] == number]
+            mine = mine[np.argsort(self.row[mine])]
+            texts = read_texts(self.shards[number].path, self.row[mine])
+            found |= dict(
+                zip(mine.tolist(), zip(texts["id"], texts["source"], texts["reason"], strict=True), strict=True)
+            )
+        return [found[place] for place in sorted(found)]
 
 
 def survey(run: Path, pattern: str = "*.h5") -> Survey:
-    """What the shards of a run directory (those whose names match) hold now; reads the tables of items only."""
+    """What the shards of a run directory (those whose names match) hold now."""
     shards: list[ShardData] = []
     unreadable: list[tuple[Path, str]] = []
-    rows: dict[tuple[int, int], tuple[int, int]] = {}
-    of: dict[int, int] = {}
     for path in sorted((run / "shards").glob(pattern)):
         try:
-            data = read_shard(path, tables=False)
+            shards.append(read_numbers(path))
         except InputError as error:
-            unreadable.append((path, str(error)))
-            continue
-        for row, key in enumerate(data.places()):
-            rows.setdefault(key, (len(shards), row))
-        of |= dict(zip(data.items["input"].tolist(), data.items["of"].tolist(), strict=True))
-        shards.append(data)
-    return Survey(shards, unreadable, dict(sorted(rows.items())), of)
+            if path.exists():  # else another job has just set it aside
+                unreadable.append((path, str(error)))
+    empty = [np.empty(0, np.int64)]
+    inputs = np.concatenate([s.items["input"] for s in shards] or empty)
+    index = np.concatenate([s.items["index"] for s in shards] or empty)
+    number = np.repeat(np.arange(len(shards)), [len(s.items["input"]) for s in shards])
+    row = np.concatenate([np.arange(len(s.items["input"])) for s in shards] or empty)
+    _, at = np.unique(inputs << 32 | index, return_index=True)  # the first of equals, in the order of the shards
+    return Survey(shards, unreadable, inputs[at], index[at], number[at], row[at], at)
 
 
 def _rows_of(shard: ShardData, table: str) -> int:
@@ -86,6 +149,57 @@ def _virtual(group: h5py.Group, column: Column, table: str, seen: Survey, stage:
     describe_column(group.create_virtual_dataset(column.name, layout), column)
 
 
+def fullest(seen: Survey, run: Path) -> ShardData:
+    """A shard that has all tables of the stage; raises `InputError` where there is no shard."""
+    # the dispatcher's shard, if any, has the stage's name but no tables
+    full = max(seen.shards, key=lambda shard: len(shard.columns), default=None)
+    if full is None:
+        why = f" ({seen.unreadable[0][1]})" if seen.unreadable else ""
+        raise InputError(f"{run}: there are no results to build {MASTER} from{why}; run the campaign first")
+    return full
+
+
+def _texts(seen: Survey, name: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
+    """A text of all items, shard by shard, as bytes: the places in the survey, and the values."""
+    for number, shard in enumerate(seen.shards):
+        mine = np.flatnonzero(seen.shard == number)
+        with h5py.File(shard.path, "r", locking=False) as file:
+            yield mine, file[f"{shard.stage}/items/{name}"][: len(shard.items["input"])][seen.row[mine]]
+
+
+def write_items(group: h5py.Group, seen: Survey, columns: Sequence[Column], replaced: dict[str, NDArray]) -> None:
+    """The table of items, each once; the values of some columns are `replaced`."""
+    for column in columns:
+        if column.dtype == "str":
+            width = max(int(np.char.str_len(v).max(initial=1)) for _, v in _texts(seen, column.name))
+            values: NDArray = np.zeros(len(seen), f"S{width}")
+            for places, found in _texts(seen, column.name):
+                values[places] = found
+            dataset = group.create_dataset(column.name, data=values.astype(h5py.string_dtype("utf-8", width)))
+        else:
+            values = replaced[column.name] if column.name in replaced else seen.column(column.name)
+            dtype = STATUS_DTYPE if column.dtype == "status" else np.dtype(column.dtype)
+            dataset = group.create_dataset(column.name, data=np.asarray(values).astype(dtype))
+        describe_column(dataset, column)
+    describe_column(group.create_dataset(ORIGIN.name, data=seen.shard), ORIGIN)
+
+
+def write_shards(file: h5py.File, seen: Survey) -> None:
+    """The group `/shards`."""
+    group = file.create_group("shards")
+    group.attrs["NX_class"] = "NXcollection"
+    found = [{"part": 0, "parts": 1, "rank": 0, "host": "", "job": "", **s.attributes} for s in seen.shards]
+    for column in SHARDS:
+        values = [s.path.name for s in seen.shards] if column.name == "name" else [f[column.name] for f in found]
+        if column.dtype == "str":
+            texts = np.array([str(v).encode() for v in values], "S")
+            dtype = h5py.string_dtype("utf-8", max(texts.dtype.itemsize, 1))
+            dataset = group.create_dataset(column.name, data=texts.astype(dtype))
+        else:
+            dataset = group.create_dataset(column.name, data=np.array(values, column.dtype))
+        describe_column(dataset, column)
+
+
 def build_master(run: Path | str) -> Path:
     """Write `results.h5` of a run directory over the shards it has now, in one step; the path of the file.
 
@@ -93,33 +207,18 @@ def build_master(run: Path | str) -> Path:
     """
     run = Path(run)
     seen = survey(run)
-    # the dispatcher's shard, if any, has the stage's name but no tables
-    full = max(seen.shards, key=lambda shard: len(shard.columns), default=None)
-    if full is None:
-        why = f" ({seen.unreadable[0][1]})" if seen.unreadable else ""
-        raise InputError(f"{run}: there are no results to build {MASTER} from{why}; run the campaign first")
+    full = fullest(seen, run)
     tables = sorted(set(full.columns) - {"items"})
-    base = {table: np.cumsum([0, *(_rows_of(shard, table) for shard in seen.shards)]) for table in tables}
-    partial = run / f".{MASTER}.partial"
+    moved = {}
+    for table in tables:
+        base = np.cumsum([0, *(_rows_of(shard, table) for shard in seen.shards)])
+        moved[f"{table}_offset"] = seen.column(f"{table}_offset") + base[seen.shard]
+    partial = run / f".{MASTER}.{os.getpid()}.partial"
     with h5py.File(partial, "w", libver=VERSION, locking=False) as file:
         describe(file, {**full.attributes, "kind": "master"}, full.stage, ["items", *tables])
-        file["committed"] = np.array([len(seen.rows)], np.int64)
-        file["shards"] = np.array([shard.path.name.encode() for shard in seen.shards], "S")
-        for column in full.columns["items"]:
-            table, _, what = column.name.rpartition("_")
-            virtual = table in tables and what in ("offset", "count")
-            parts = []
-            for number, shard in enumerate(seen.shards):
-                values = shard.items.get(column.name, np.zeros(len(shard.items["id"]), np.int64))
-                parts.append(values + base[table][number] if virtual and what == "offset" else values)
-            values = np.array([parts[shard][row] for shard, row in seen.rows.values()])
-            if column.dtype == "str":
-                values = np.array([str(v).encode() for v in values], "S")
-                dtype = h5py.string_dtype("utf-8", max(values.dtype.itemsize, 1))
-            else:
-                dtype = np.dtype(column.dtype)
-            dataset = file[full.stage]["items"].create_dataset(column.name, data=values.astype(dtype))
-            describe_column(dataset, column)
+        file["committed"] = np.array([len(seen)], np.int64)
+        write_shards(file, seen)
+        write_items(file[full.stage]["items"], seen, full.columns["items"], moved)
         for table in tables:
             for column in full.columns[table]:
                 _virtual(file[full.stage][table], column, table, seen, full.stage)

@@ -1,192 +1,27 @@
 """Pull scheduling: workers ask rank 0 for batches, and a batch whose worker is lost goes to another.
 
-`Queue` decides and knows no MPI; `dispatch` runs it on rank 0, which does nothing else, and `serve` answers it on the
-workers. A batch names inputs and not their content, so rank 0 reads no file, needs no JAX, and holds no data; results
-stay with the worker that made them. An input with many items comes in parts: its first worker tells how many there are.
-
-Why a lost batch comes back item by item: the item that killed its worker is among them. Alone, it can kill only once
-more before it is recorded as failed, and the others are done. (A whole batch tried again would cost two more workers.)
+`dispatch` runs a `Queue` on rank 0, which does nothing else, and `serve` answers it on the workers. A batch names
+inputs and not their content, so rank 0 reads no file, needs no JAX, and holds no data; results stay with the worker
+that made them.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.records import InputError, Item, items_from_buffer, items_to_buffer
+from mlindex.runtime.queue import Done, Key, Queue, Unit
+from mlindex.runtime.worker import DiskProblem
 from mlindex.runtime.world import Message
 
 HELLO, START, WORK, OPENED, DONE, STOP, BYE, END = range(1, 9)
-KILLS = 2  # workers that an item may take with it before it has failed
 _POLL = 0.2  # seconds
-
-Key = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Items `start` to `stop` of an input; `stop` None: a first batch of an input with an unknown number of items."""
-
-    input: int
-    start: int = 0
-    stop: int | None = None
-    kills: int = 0
-
-
-@dataclass(frozen=True)
-class Done:
-    """What became of one item, as the acknowledgement of a batch tells it."""
-
-    input: int
-    index: int
-    of: int
-    failed: bool
-
-    @property
-    def key(self) -> Key:
-        return self.input, self.index
-
-
-class Queue:
-    """What is to be done, by whom it is being done, and what is done.
-
-    `inputs`: numbers of the inputs, in order; `done` and `of`: the items that earlier runs have finished, and the
-    number of items of inputs already read; `kills`: how many workers an item has taken with it before; `batch`: items
-    a batch.
-    """
-
-    def __init__(
-        self,
-        inputs: Iterable[int],
-        batch: int,
-        done: Collection[Key] = (),
-        of: Mapping[int, int] | None = None,
-        kills: Mapping[Key, int] | None = None,
-    ) -> None:
-        self.batch = batch
-        self.done: set[Key] = set(done)
-        self.of: dict[int, int] = dict(of or {})
-        self._kills = dict(kills or {})
-        self._inputs = list(inputs)
-        self._pending: deque[Unit] = deque()
-        self._out: dict[int, tuple[int, list[Unit]]] = {}
-        self._number = itertools.count()
-        self.condemned: list[Unit] = []
-        for i in self._inputs:
-            self._pending.extend(self._rest(i))
-        self._sort_out()
-
-    @property
-    def total(self) -> int:
-        """Number of items, an unread input counting as one."""
-        return sum(self.of.get(i, 1) for i in self._inputs)
-
-    @property
-    def finished(self) -> bool:
-        """Nothing is left to hand out or to wait for."""
-        return not self._pending and not self._out
-
-    def _rest(self, i: int) -> list[Unit]:
-        """What is left of an input that nobody works on."""
-        of = self.of.get(i)
-        if of is None:
-            return [Unit(i, kills=self._kills.get((i, 0), 0))]
-        return self._cut(i, 0, of)
-
-    def _cut(self, i: int, start: int, stop: int) -> list[Unit]:
-        """Units for the items from `start` to `stop` that are not done, suspects alone."""
-        units: list[Unit] = []
-        for index in range(start, stop):
-            if (i, index) in self.done:
-                continue
-            kills = self._kills.get((i, index), 0)
-            last = units[-1] if units else None
-            if kills or last is None or last.kills or last.stop != index or index - last.start >= self.batch:
-                units.append(Unit(i, index, index + 1, kills))
-            else:
-                units[-1] = Unit(i, last.start, index + 1)
-        return units
-
-    def _sort_out(self) -> None:
-        """Take what has killed too often out of the queue."""
-        self.condemned += [unit for unit in self._pending if unit.kills >= KILLS]
-        self._pending = deque(unit for unit in self._pending if unit.kills < KILLS)
-
-    def take(self, worker: int, workers: int) -> tuple[int, list[Unit]] | None:
-        """The next batch for a worker, or None; batches get smaller towards the end, so that all end together."""
-        if not self._pending or worker in self._out:
-            return None
-        room = self.batch
-        while room > 1 and room * workers > len(self._pending):
-            room = (room + 1) // 2
-        units: list[Unit] = []
-        while self._pending and room > 0:
-            unit = self._pending[0]
-            size = 1 if unit.stop is None else unit.stop - unit.start
-            if units and (unit.kills or size > room):
-                break
-            units.append(self._pending.popleft())
-            room -= self.batch if unit.kills else size
-        number = next(self._number)
-        self._out[worker] = number, units
-        return number, units
-
-    def abandon(self) -> None:
-        """Hand out nothing more."""
-        self._pending.clear()
-
-    def opened(self, i: int, of: int) -> None:
-        """A worker has found how many items an input has."""
-        self.of[i] = of
-
-    def complete(self, worker: int, number: int, done: Sequence[Done]) -> list[Done]:
-        """A worker has committed a batch; those of its items that were not done before."""
-        new = self._record(done)
-        if self._out.get(worker, (None,))[0] == number:
-            self._reopen(self._out.pop(worker)[1], lost=False)
-        return new
-
-    def lose(self, worker: int, committed: Sequence[Done]) -> tuple[list[Done], list[Unit]]:
-        """A worker is lost that had committed items; those not known before, and the units it may have died of."""
-        new = self._record(committed)
-        units = self._out.pop(worker)[1] if worker in self._out else []
-        return new, self._reopen(units, lost=True)
-
-    def _record(self, done: Sequence[Done]) -> list[Done]:
-        new = [d for d in done if d.key not in self.done]
-        self.done |= {d.key for d in new}
-        self.of |= {d.input: d.of for d in new}
-        return new
-
-    def _reopen(self, units: Sequence[Unit], *, lost: bool) -> list[Unit]:
-        """Put back what is left of units; where their worker was lost, what it had at hand is suspect."""
-        suspects: list[Unit] = []
-        rest: list[Unit] = []
-        for unit in units:
-            of = self.of.get(unit.input)
-            if of is None:  # not even read
-                if lost:
-                    self._kills[unit.input, 0] = unit.kills + 1
-                suspects += self._rest(unit.input)
-                continue
-            stop = of if unit.stop is None else unit.stop
-            hot = min(stop, unit.start + self.batch) if unit.stop is None else stop
-            if lost:
-                for index in range(unit.start, hot):
-                    if (unit.input, index) not in self.done:
-                        self._kills[unit.input, index] = self._kills.get((unit.input, index), 0) + 1
-            suspects += self._cut(unit.input, unit.start, hot)
-            rest += self._cut(unit.input, hot, stop)
-        self._pending.extendleft(reversed(suspects + rest))
-        self._sort_out()
-        return suspects if lost else []
 
 
 @runtime_checkable
@@ -216,13 +51,17 @@ def unpack(message: Message) -> Any:
 
 @runtime_checkable
 class Events(Protocol):
-    """What `dispatch` tells its caller."""
+    """What `dispatch` asks of its caller, and tells it."""
 
     def ready(self, worker: int, hello: Mapping[str, Any]) -> None:
         """A worker is ready to start."""
 
     def committed(self, worker: int) -> Sequence[Done]:
         """The items that a lost worker has committed."""
+        ...
+
+    def guilty(self, worker: int) -> Sequence[Key]:
+        """The items that are known to have ended a lost worker."""
         ...
 
     def lost(self, worker: int, suspects: Sequence[Unit]) -> None:
@@ -235,6 +74,16 @@ class Events(Protocol):
     def progress(self, done: Sequence[Done], total: int) -> None:
         """These items are done now."""
 
+    def timed(self, worker: int, items: int, seconds: float, workers: int) -> None:
+        """A batch of so many items took so long, from its sending to its end, while so many workers are at work."""
+
+    def trouble(self, worker: int, problem: str) -> None:
+        """A worker cannot write its results."""
+
+    def stop(self) -> bool:
+        """Whether to hand out nothing more."""
+        ...
+
 
 def dispatch(
     world: Messenger, queue: Queue, start: Mapping[str, Any], unit_item: Callable[[Unit], Item], events: Events
@@ -246,15 +95,21 @@ def dispatch(
     """
     idle: set[int] = set()
     open_, gone = set(range(1, world.size)), set[int]()
+    sent: dict[int, float] = {}
     problems: list[str] = []
     while open_:
         for worker in sorted(idle):
-            if (batch := queue.take(worker, len(open_))) is not None:
-                number, units = batch
-                label = Item("batch", "", attrs={"number": number})
-                idle.discard(worker)
-                world.send(worker, WORK, items_to_buffer([label, *map(unit_item, units)]))
-        if queue.finished:
+            if (batch := queue.take(worker, len(open_))) is None:
+                break
+            number, units = batch
+            label = Item("batch", "", attrs={"number": number})
+            idle.discard(worker)
+            sent[worker] = time.monotonic()
+            world.send(worker, WORK, items_to_buffer([label, *map(unit_item, units)]))
+        while queue.condemned:
+            done = events.condemn(queue.condemned.pop())
+            events.progress(queue.complete(0, -1, done), queue.total)
+        if idle and queue.finished and not queue.condemned:
             for worker in idle:
                 world.send(worker, STOP, pack({}))
             idle.clear()
@@ -265,17 +120,16 @@ def dispatch(
                 open_.discard(message.source)
                 queue.abandon()
             else:
-                _hear(message, queue, world, start, events, idle, open_)
+                _hear(message, queue, world, start, events, idle, open_, sent)
         for worker in sorted(world.lost - gone):
             gone.add(worker)
             idle.discard(worker)
             open_.discard(worker)
-            new, suspects = queue.lose(worker, events.committed(worker))
+            new, suspects = queue.lose(worker, events.committed(worker), events.guilty(worker))
             events.progress(new, queue.total)
             events.lost(worker, suspects)
-        while queue.condemned:
-            done = events.condemn(queue.condemned.pop())
-            events.progress(queue.complete(0, -1, done), queue.total)
+        if events.stop():
+            queue.abandon()
     if problems:
         raise InputError(problems[0])
 
@@ -288,6 +142,7 @@ def _hear(
     events: Events,
     idle: set[int],
     open_: set[int],
+    sent: Mapping[int, float],
 ) -> None:
     worker, told = message.source, unpack(message)
     if message.tag == HELLO:
@@ -299,6 +154,11 @@ def _hear(
     elif message.tag == DONE:
         new = queue.complete(worker, told["number"], [Done(*values) for values in told["done"]])
         idle.add(worker)
+        if problem := told.get("problem"):
+            events.trouble(worker, problem)
+            queue.abandon()
+        elif told["done"]:
+            events.timed(worker, len(told["done"]), time.monotonic() - sent[worker], len(open_))
         events.progress(new, queue.total)
     elif message.tag == BYE:
         open_.discard(worker)
@@ -335,8 +195,8 @@ def serve(world: Messenger, hello: Mapping[str, Any], begin: Callable[[Mapping[s
     """A worker: greet rank 0, do what comes, and return at the end.
 
     `begin` makes the function that does one batch out of what rank 0 tells at the start. That function commits before
-    it returns, and calls its second argument with (input, number of items) for an input that it found to have more
-    than one. Raises `Disconnected` when rank 0 is lost.
+    it returns, raises `DiskProblem` where the disk does not take the results, and calls its second argument with
+    (input, number of items) for an input that it has opened. Raises `Disconnected` when rank 0 is lost.
     """
     world.send(0, HELLO, pack(hello))
     work: Work | None = None
@@ -349,5 +209,9 @@ def serve(world: Messenger, hello: Mapping[str, Any], begin: Callable[[Mapping[s
             work = begin(unpack(message))
         elif message.tag == WORK and work is not None:
             label, *items = items_from_buffer(message.data)
-            done = [[d.input, d.index, d.of, d.failed] for d in work(items, opened)]
-            world.send(0, DONE, pack({"number": label.attrs["number"], "done": done}))
+            told: dict[str, Any] = {"number": label.attrs["number"], "done": []}
+            try:
+                told["done"] = [[d.input, d.index, d.of, d.status] for d in work(items, opened)]
+            except DiskProblem as error:
+                told["problem"] = str(error)
+            world.send(0, DONE, pack(told))

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import tomllib
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mlindex.config import Campaign, read_campaign
 from mlindex.records import InputError
-from mlindex.runtime import inputs, journal
+from mlindex.runtime import inputs, journal, lock
 from mlindex.runtime.inputs import Input
 from mlindex.runtime.master import MASTER, Survey, survey
+from mlindex.runtime.queue import Part
 
-_FOLDERS = (journal.FOLDER, "shards", "log")
+_FOLDERS = (journal.FOLDER, "shards", "log", lock.FOLDER)
 _CAMPAIGN = "campaign.toml"
-_OURS = {*_FOLDERS, _CAMPAIGN, MASTER, inputs.MANIFEST, journal.LOCK}
+_OURS = {*_FOLDERS, _CAMPAIGN, MASTER, inputs.MANIFEST}
+_OPERATION = {"name", "batch", "item_seconds", "stop_after", "max_failures", "rounds"}  # may change between jobs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One job of a campaign: the run directory, the folder that inputs are relative to, a unique job name, the inputs.
+    """One job of a campaign: its part of it, the run directory, the folder that inputs are relative to, a unique job
+    name, the inputs, what is done of the whole campaign, and sentences about what was found and mended.
 
     `lock` is an open file, to be closed at the end of the job.
     """
 
     campaign: Campaign
+    part: Part
     run: Path
     base: Path
     job: str
-    inputs: list[Input]
+    inputs: Sequence[Input]
     seen: Survey
+    notes: list[str]
     lock: int
 
 
@@ -72,15 +79,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _same(run: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise `InputError` naming what differs between the campaign and the one that the run directory was made for."""
+def settings(run: Path) -> dict[str, Any]:
+    """The resolved settings that a run directory was made with; raises `InputError` where there are none."""
     try:
-        had = _flat(tomllib.loads((run / _CAMPAIGN).read_text()))
+        return tomllib.loads((run / _CAMPAIGN).read_text())
     except (OSError, tomllib.TOMLDecodeError):
         raise InputError(
             f"{run}: is not the directory of a run ({_CAMPAIGN} cannot be read); choose another output"
         ) from None
-    now = _flat(tomllib.loads(to_toml(wanted)))
+
+
+def _same(run: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise `InputError` naming what differs between the campaign and the one that the run directory was made for."""
+    had, now = _flat(settings(run)), _flat(tomllib.loads(to_toml(wanted)))
+    for name in _OPERATION:
+        had.pop(f"campaign.{name}", None)
+        now.pop(f"campaign.{name}", None)
     changes = [
         f"{k} was {had.get(k)!r} and is {now.get(k)!r}" for k in sorted({*had, *now}) if had.get(k) != now.get(k)
     ]
@@ -102,44 +116,68 @@ def _is_new(run: Path) -> bool:
 
 
 def note(run: Path, job: str, text: str) -> None:
-    """Add a line with the time to the log of a job."""
-    with open(run / "log" / f"{job}.log", "a") as file:
+    """Add a line with the time to the log of a job; a log that cannot be written stops nothing."""
+    with contextlib.suppress(OSError), open(run / "log" / f"{job}.log", "a") as file:
         file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
 
 
-def prepare(path: Path, resume: bool) -> Plan:
-    """Make or check the run directory of the campaign at `path`, take its lock, and find what is done.
+def _replace(path: Path, text: str) -> None:
+    partial = path.parent / "log" / f"{path.name}.partial"
+    partial.write_text(text)
+    os.replace(partial, path)
 
-    Raises `InputError` for a campaign that cannot be read, inputs that do not exist, a run directory that holds another
-    run's results, or this one's without `resume`; and where another run is at work on it.
+
+def create(path: Path, rescan: bool = True) -> Path:
+    """Make the run directory of the campaign at `path`, or check it and add inputs that are new; the directory.
+
+    Results that it holds stay. Without `rescan` the inputs of a directory that has some stay as they are. Raises
+    `InputError` for a campaign that cannot be read, inputs that do not exist, and a directory of another campaign.
+    """
+    campaign = read_campaign(path)
+    base = path.parent.resolve()
+    run, values = base / campaign.campaign.output, resolved(campaign)
+    if new := _is_new(run):
+        sources = inputs.find(campaign.campaign.inputs, base, str(path))
+    else:
+        _same(run, values)
+    for folder in _FOLDERS:
+        (run / folder).mkdir(parents=True, exist_ok=True)
+    preparing = lock.preparing(run)
+    try:
+        known = [] if new and rescan else inputs.read(run)
+        if not new and (rescan or not len(known)):
+            sources = _still(campaign, base) if len(known) else inputs.find(campaign.campaign.inputs, base, str(path))
+        if rescan or not len(known):
+            inputs.write(run, inputs.label(sources, known))
+        _replace(run / _CAMPAIGN, to_toml(values))
+    finally:
+        os.close(preparing)
+    return run
+
+
+def prepare(path: Path, resume: bool, part: Part | None = None) -> Plan:
+    """Make or check the run directory of the campaign at `path`, take the lock of a part, and find what is done.
+
+    Raises `InputError` as `create` does, for a run directory that holds results without `resume`, and where another
+    run is at work on it.
     """
     campaign = read_campaign(path)
     base = path.parent.resolve()
     run = base / campaign.campaign.output
-    settings = resolved(campaign)
-    new = _is_new(run)
-    if not new and not resume:
+    part = replace(part or Part(), chunk=campaign.campaign.chunk)
+    if not _is_new(run) and not resume:
         raise InputError(f"{run}: exists and is not empty; resume the run (--resume) or choose another output")
-    if new:
-        sources = inputs.find(campaign.campaign.inputs, base, str(path))
-        for folder in _FOLDERS:
-            (run / folder).mkdir(parents=True, exist_ok=True)
-        lock = journal.acquire(run)
-        partial = run / f"log/{_CAMPAIGN}.partial"
-        partial.write_text(to_toml(settings))
-        os.replace(partial, run / _CAMPAIGN)
-        known: list[Input] = []
+    if extended := part.whole and not _is_new(run):  # by inputs that are new, once nobody else is at work
+        _same(run, resolved(campaign))
     else:
-        _same(run, settings)
-        for folder in _FOLDERS:
-            (run / folder).mkdir(exist_ok=True)
-        lock = journal.acquire(run)
-        known = inputs.read(run)
-        sources = inputs.find(campaign.campaign.inputs, base, str(path)) if not known else _still(campaign, base)
-    numbered = inputs.label(sources, known)
-    inputs.write(run, numbered)
-    job = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.environ.get('SLURM_JOB_ID', os.getpid())}-{uuid.uuid4().hex[:4]}"
-    return Plan(campaign, run, base, job, numbered, _mended(run, job), lock)
+        create(path, rescan=part.whole)
+    held = lock.acquire(run, part)
+    if extended:
+        create(path)
+    label = os.environ.get("SLURM_JOB_ID", os.getpid())
+    job = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{label}-{part}-{uuid.uuid4().hex[:4]}"
+    seen, notes = _mended(run, job, part)
+    return Plan(campaign, part, run, base, job, inputs.read(run), seen, notes, held)
 
 
 def _still(campaign: Campaign, base: Path) -> list[str]:
@@ -153,16 +191,40 @@ def _still(campaign: Campaign, base: Path) -> list[str]:
     return list(dict.fromkeys(sources))
 
 
-def _mended(run: Path, job: str) -> Survey:
-    """What is done, after shards that cannot be read are set aside and the journal is made complete."""
+def _settled(name: str, part: Part) -> bool:
+    """No process can be writing the shard of this name, while this job holds the lock of `part`."""
+    match = re.search(r"-(\d+)of(\d+)-[0-9a-f]{4}-r\d+-", name)
+    return match is None or int(match[2]) != part.of or int(match[1]) == part.number
+
+
+def _mended(run: Path, job: str, part: Part) -> tuple[Survey, list[str]]:
+    """What is done, after shards that cannot be read are set aside and the journal is made complete; what was found."""
+    notes: list[str] = []
+    own = journal.Journal(run, job, 0)
     for leftover in (run / "shards").glob(".*.partial"):
-        leftover.unlink()
+        if _settled(leftover.name, part):
+            leftover.unlink(missing_ok=True)
     seen = survey(run)
-    for shard in seen.unreadable:
-        path, sentence = shard
-        os.replace(path, path.with_suffix(".unreadable"))
-        note(run, job, f"{sentence}; set aside as {path.stem}.unreadable")
-    if missing := journal.unwritten(run, seen):
-        journal.Journal(run, job, 0).recover(missing)
-        note(run, job, f"{len(missing)} items are in a shard and were not in the journal")
-    return seen
+    aside = set()
+    for path, sentence in seen.unreadable:
+        with contextlib.suppress(FileNotFoundError):  # another job has just done the same
+            os.replace(path, path.with_suffix(".unreadable"))
+            notes.append(f"{sentence}; set aside as {path.stem}.unreadable")
+            aside.add(path.name)
+    held = {shard.path.name: len(shard.items["input"]) for shard in seen.shards if _settled(shard.path.name, part)}
+    for name, items in sorted(journal.promised(run).items()):
+        if not _settled(name, part):
+            continue
+        if not (run / "shards" / name).exists() and items > 0:
+            own.event("missing", shard=name, items=items)
+            if name not in aside:
+                notes.append(f"{run / 'shards' / name}: is gone, with {items} items, which are done again")
+        elif held.get(name, items) > items:
+            own.event("recovered", shard=name, items=held[name] - items)
+        held.pop(name, None)
+    for name, items in held.items():  # no journal has a word of these
+        if items:
+            own.event("recovered", shard=name, items=items)
+    for text in notes:
+        note(run, job, text)
+    return seen, notes

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mlindex.records import Item, Result
+from mlindex.runtime import journal
 from mlindex.runtime.master import survey
-from mlindex.runtime.shards import read_results
+from mlindex.runtime.shards import read_results, read_shard
 from tests.runtime.toy import ToyStage
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,7 @@ def expected(campaign: Path) -> list[Result]:
 def journaled(run: Path) -> list[dict]:
     """The whole lines of all journals."""
     lines = []
-    for path in (run / "journal").glob("*.jsonl"):
+    for path in sorted((run / "journal").glob("*.jsonl")):
         lines += [json.loads(text) for text in path.read_text().split("\n")[:-1]]
     return lines
 
@@ -133,14 +134,30 @@ def shard_keys(run: Path) -> Counter[tuple[int, int]]:
     return Counter(key for shard in seen.shards for key in shard.places())
 
 
+def shard_sizes(run: Path) -> dict[Path, int]:
+    """How many items each shard holds; a shard without any is left out."""
+    return {shard.path: len(shard.items["id"]) for shard in map(read_shard, shards(run)) if len(shard.items["id"])}
+
+
+def shards(run: Path) -> list[Path]:
+    """The shards of a run."""
+    return sorted((run / "shards").glob("*.h5"))
+
+
+def done_so_far(run: Path) -> int:
+    """How many items the journals say are done."""
+    return sum(line["items"] for line in journaled(run) if line["event"] == "batch")
+
+
 def once(run: Path, n: int) -> None:
-    """Each of `n` items is in the shards, in the master and in the journal exactly once."""
+    """Each of `n` items is in the shards and in the master exactly once, and counted in the journal once."""
     keys = shard_keys(run)
     assert len(keys) == n and set(keys.values()) == {1}
     results = read_results(run / "results.h5")
     assert len(results) == n and len({r.id for r in results}) == n
-    lines = Counter((line["input"], line["index"]) for line in journaled(run) if "index" in line)
-    assert lines == keys
+    there = {path.name: count for path, count in shard_sizes(run).items()}
+    told = journal.promised(run)
+    assert {name: n for name, n in told.items() if n} == there
 
 
 def same(one: Sequence[Result], other: Sequence[Result]) -> None:

@@ -46,9 +46,9 @@ def test_ids_of_items(tmp_path):
 
 def test_manifest_round_trip_and_a_torn_end(tmp_path):
     wanted = inputs.label(["é/x.txt", "y z.txt"])
-    assert inputs.read(tmp_path) == []
+    assert list(inputs.read(tmp_path)) == []
     inputs.write(tmp_path, wanted)
-    assert inputs.read(tmp_path) == wanted
+    assert list(inputs.read(tmp_path)) == wanted
     with open(tmp_path / inputs.MANIFEST, "a") as file:
         file.write('{"label": "to')
-    assert inputs.read(tmp_path) == wanted
+    assert list(inputs.read(tmp_path)) == wanted

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from mlindex.records import Status
-from mlindex.runtime import journal, launch
+from mlindex.runtime import launch
 from mlindex.runtime.shards import read_results
+from mlindex.runtime.status import status as status_of
 from tests.runtime.campaigns import (
     PATIENCE,
     ROOT,
+    done_so_far,
     expected,
-    journaled,
     kill_all,
     make,
     once,
@@ -39,7 +40,7 @@ def answers(campaign: Path) -> list:
 
 def begun(campaign: Path, n: int) -> bool:
     """The run has done `n` items or more."""
-    return (campaign.parent / "run" / "journal").exists() and len(journaled(campaign.parent / "run")) >= n
+    return (campaign.parent / "run" / "journal").exists() and done_so_far(campaign.parent / "run") >= n
 
 
 def test_one_two_and_four_ranks_give_the_same_answers(tmp_path):
@@ -53,7 +54,7 @@ def test_one_two_and_four_ranks_give_the_same_answers(tmp_path):
         once(tmp_path / "same" / f"run{ranks}", 23)
     same(got["1"], got["2"])
     same(got["1"], got["4"])
-    now = journal.status(tmp_path / "same" / "run4")
+    now = status_of(tmp_path / "same" / "run4")
     assert now["done"] == 23 and {row["rank"] for row in now["ranks"]} <= {1, 2, 3, 4} and len(now["ranks"]) > 1
 
 
@@ -67,7 +68,7 @@ def test_killed_worker_costs_nothing(tmp_path):
     assert status == 0, told(campaign)
     once(tmp_path / "run", 24)
     same(answers(campaign), expected(campaign))
-    now = journal.status(tmp_path / "run")
+    now = status_of(tmp_path / "run")
     assert now["lost"] == 1 and {row["rank"] for row in now["ranks"]} == {1, 2}
 
 
@@ -78,7 +79,7 @@ def test_batch_that_was_committed_and_not_acknowledged_is_not_done_again(tmp_pat
     status, _, err = run(campaign, "--ranks", "2")
     assert status == 0 and (tmp_path / "mark").exists(), err
     once(tmp_path / "run", 12)
-    assert journal.status(tmp_path / "run")["done"] == 12
+    assert status_of(tmp_path / "run")["done"] == 12
     same(answers(campaign), expected(campaign))
 
 

@@ -13,10 +13,13 @@ import tomllib
 import pytest
 
 from mlindex.records import InputError, Status
-from mlindex.runtime import journal
+from mlindex.runtime import lock
+from mlindex.runtime.queue import Part
 from mlindex.runtime.shards import read_results
+from mlindex.runtime.status import status as status_of
 from tests.runtime.campaigns import (
     ROOT,
+    done_so_far,
     expected,
     journaled,
     make,
@@ -43,7 +46,7 @@ def test_one_bad_item_does_not_stop_the_others(tmp_path):
     assert "is empty" in results["empty"].reason and "RuntimeError" in results["broken"].reason
     assert len(results) == 13 and results["many:3"].status is Status.SOLVED
     once(tmp_path / "run", 13)
-    now = journal.status(tmp_path / "run")
+    now = status_of(tmp_path / "run")
     assert (now["done"], now["total"], now["failed"], now["left"], now["active"]) == (13, 13, 5, 0, False)
     assert now["ranks"][0]["done"] == 13 and now["rate"] > 0 and now["eta"] is None
 
@@ -64,6 +67,8 @@ def test_run_directory_is_described(tmp_path):
         "inputs": ["in/**/*.txt"],
         "output": "out",
         "batch": 2,
+        "chunk": "files",
+        "rounds": 3,
     }
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"journal", "shards", "log", "results.h5"}
 
@@ -84,8 +89,10 @@ def test_resume_of_another_campaign_is_refused(tmp_path):
     campaign = make(tmp_path, values(2), batch=2)
     assert run(campaign)[0] == 0
     make(tmp_path, {}, batch=3)
+    assert run(campaign, "--resume")[0] == 0, "how the work is done may change"
+    make(tmp_path, {}, extra='chunk = "items"\n')
     status, _, err = run(campaign, "--resume")
-    assert status == 2 and "campaign.batch was 2 and is 3" in err
+    assert status == 2 and "campaign.chunk was 'files' and is 'items'" in err
 
 
 def test_resume_of_a_finished_run_does_only_what_is_new(tmp_path):
@@ -108,17 +115,17 @@ def test_killed_process_is_resumed(tmp_path):
     campaign = make(tmp_path, {name: f"{text} wait 0.3" for name, text in values(12).items()})
     run_dir = tmp_path / "run"
     with running(campaign):
-        wait_for(lambda: run_dir.exists() and len(journaled(run_dir)) >= 3)
-        now = journal.status(run_dir)
+        wait_for(lambda: run_dir.exists() and done_so_far(run_dir) >= 3)
+        now = status_of(run_dir)
         assert now["active"] and 3 <= now["done"] < now["total"] == 12 and now["eta"] > 0
     n = len(shard_keys(run_dir))
-    assert 3 <= n < 12 and not journal.status(run_dir)["active"]
+    assert 3 <= n < 12 and not status_of(run_dir)["active"]
     torn = next((run_dir / "journal").iterdir())
-    torn.write_text(torn.read_text()[:-30])  # the last line torn: its item is in the shard, and is not done again
+    torn.write_text(torn.read_text()[:-30])  # the last line torn: its items are in the shard, and are not done again
     make(tmp_path, values(12))
     assert run(campaign, "--resume")[0] == 0
     once(run_dir, 12)
-    assert any(line.get("recovered") for line in journaled(run_dir) if "index" in line)
+    assert any(line["event"] == "recovered" for line in journaled(run_dir))
     same(read_results(run_dir / "results.h5"), expected(campaign))
 
 
@@ -133,8 +140,9 @@ def test_items_of_lost_shards_are_done_again(tmp_path):
         assert run(campaign, "--resume")[0] == 0
         same(read_results(run_dir / "results.h5"), wanted)
         assert set(shard_keys(run_dir).values()) == {1}
-    assert "not a readable results file" in "".join(p.read_text() for p in (run_dir / "log").glob("*.log"))
-    assert journal.status(run_dir)["missing"] == []
+    log = "".join(p.read_text() for p in (run_dir / "log").glob("*.log"))
+    assert "not a readable results file" in log and "is gone, with" in log
+    assert status_of(run_dir)["missing"] == []
     (run_dir / "results.h5").unlink()
     shutil.rmtree(run_dir / "journal")
     assert run(campaign, "--resume")[0] == 0
@@ -145,12 +153,19 @@ def test_items_of_lost_shards_are_done_again(tmp_path):
 def test_second_run_waits_and_then_refuses(tmp_path):
     campaign = make(tmp_path, values(1))
     assert run(campaign)[0] == 0
-    lock = journal.acquire(tmp_path / "run")
+    held = lock.acquire(tmp_path / "run", Part())
     try:
-        with pytest.raises(InputError, match="another run is at work"):
-            journal.acquire(tmp_path / "run", patience=0.3)
+        with pytest.raises(InputError, match="another run is at work on it"):
+            lock.acquire(tmp_path / "run", Part(), patience=0.3)
+        with pytest.raises(InputError, match="another run is at work on all of it"):
+            lock.acquire(tmp_path / "run", Part(1, 3), patience=0.3)
+        assert lock.active(tmp_path / "run") == [(0, 1)]
     finally:
-        os.close(lock)
+        os.close(held)
+    parts = [lock.acquire(tmp_path / "run", Part(k, 3)) for k in range(2)]
+    assert lock.active(tmp_path / "run") == [(0, 3), (1, 3)]
+    for handle in parts:
+        os.close(handle)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +216,4 @@ def test_progress_and_summary(tmp_path):
 
 def test_status_of_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="not the directory of a run"):
-        journal.status(tmp_path)
+        status_of(tmp_path)

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlindex.runtime.pool import KILLS, Done, Queue, Unit
+from mlindex.runtime.queue import KILLS, Done, Queue, Unit
 
 
 def work_on(queue: Queue, units: list[Unit], sizes: list[int], tell: bool) -> list[Done]:
@@ -18,7 +18,7 @@ def work_on(queue: Queue, units: list[Unit], sizes: list[int], tell: bool) -> li
         if tell and of > 1:
             queue.opened(unit.input, of)
         stop = min(unit.start + queue.batch, of) if unit.stop is None else unit.stop
-        done += [Done(unit.input, k, of, False) for k in range(unit.start, stop)]
+        done += [Done(unit.input, k, of, "solved") for k in range(unit.start, stop)]
     return done
 
 
@@ -30,7 +30,7 @@ def work_on(queue: Queue, units: list[Unit], sizes: list[int], tell: bool) -> li
 )
 def test_everything_is_done_once(sizes, batch, workers, data):
     """Any number of deaths, before or after a part of the batch was committed; no item is deadly."""
-    queue = Queue(range(len(sizes)), batch)
+    queue = Queue(len(sizes), batch)
     recorded: Counter[tuple[int, int]] = Counter()
     out: dict[int, tuple[int, list[Unit]]] = {}
     for _ in range(10000):
@@ -41,9 +41,9 @@ def test_everything_is_done_once(sizes, batch, workers, data):
                 out[worker] = batch_
         for unit in queue.condemned:
             assert unit.kills >= KILLS
-            of = queue.of.get(unit.input, 1)
+            of = queue.size(unit.input) or 1
             stop = unit.start + 1 if unit.stop is None else unit.stop
-            failures = [Done(unit.input, k, of, True) for k in range(unit.start, stop)]
+            failures = [Done(unit.input, k, of, "failed") for k in range(unit.start, stop)]
             recorded.update(d.key for d in queue.complete(-1, -1, failures))
         queue.condemned.clear()
         if out:
@@ -56,7 +56,7 @@ def test_everything_is_done_once(sizes, batch, workers, data):
                 done = done[: data.draw(st.integers(0, len(done)))]
                 recorded.update(d.key for d in queue.lose(worker, done)[0])
     assert queue.finished and set(recorded.values()) == {1}
-    read = {i for i in queue.of if queue.of[i] == sizes[i]}
+    read = {i for i in range(len(sizes)) if queue.size(i) == sizes[i]}
     assert {key for key in recorded if key[0] in read} == {(i, k) for i in read for k in range(sizes[i])}
     assert {i for i, _ in recorded} == set(range(len(sizes)))
     assert queue.total == len(recorded)
@@ -67,14 +67,14 @@ def test_deadly_items_fail_alone(sizes, batch, data):
     """An item that kills every worker that takes it fails after `KILLS`; all others are done."""
     everything = [(i, k) for i, n in enumerate(sizes) for k in range(n)]
     deadly = set(data.draw(st.lists(st.sampled_from(everything), max_size=3)))
-    queue = Queue(range(len(sizes)), batch)
+    queue = Queue(len(sizes), batch)
     failed, deaths = set(), 0
     while not queue.finished or queue.condemned:
         while queue.condemned:
             unit = queue.condemned.pop()
             stop = unit.start + 1 if unit.stop is None else unit.stop
             keys = {(unit.input, k) for k in range(unit.start, stop)}
-            queue.complete(-1, -1, [Done(*key, sizes[unit.input], True) for key in keys])
+            queue.complete(-1, -1, [Done(*key, sizes[unit.input], "failed") for key in keys])
             failed |= keys
         taken = queue.take(0, 1)
         if taken is None:
@@ -85,7 +85,7 @@ def test_deadly_items_fail_alone(sizes, batch, data):
             queue.lose(0, [])
         else:
             queue.complete(0, taken[0], done)
-    assert failed == deadly and queue.done == set(everything)
+    assert failed == deadly and queue.done == len(everything)
     assert deaths <= KILLS * len(deadly)
 
 
@@ -93,7 +93,7 @@ def test_deadly_items_fail_alone(sizes, batch, data):
 def test_resume_hands_out_what_is_left(sizes, batch, data):
     everything = [(i, k) for i, n in enumerate(sizes) for k in range(n)]
     done = set(data.draw(st.lists(st.sampled_from(everything))))
-    queue = Queue(range(len(sizes)), batch, done, {i: sizes[i] for i, _ in done})
+    queue = Queue(len(sizes), batch, done=done, of={i: sizes[i] for i, _ in done})
     handed: list[tuple[int, int]] = []
     while (taken := queue.take(0, 1)) is not None:
         out = work_on(queue, taken[1], sizes, False)
@@ -104,7 +104,7 @@ def test_resume_hands_out_what_is_left(sizes, batch, data):
 
 
 def test_batches_get_smaller_towards_the_end():
-    queue = Queue(range(16), 4)
+    queue = Queue(16, 4)
     sizes = []
     worker = 0
     while (taken := queue.take(worker, 2)) is not None:
@@ -114,9 +114,9 @@ def test_batches_get_smaller_towards_the_end():
 
 
 def test_late_acknowledgement_of_a_lost_worker_counts_once():
-    queue = Queue(range(2), 2)
+    queue = Queue(2, 2)
     number, _ = queue.take(1, 1)
-    done = [Done(0, 0, 1, False), Done(1, 0, 1, False)]
+    done = [Done(0, 0, 1, "solved"), Done(1, 0, 1, "solved")]
     assert queue.lose(1, done[:1])[0] == done[:1]
     assert queue.complete(1, number, done) == done[1:]
     assert [unit.input for _, units in [queue.take(2, 1)] for unit in units] == [1]
