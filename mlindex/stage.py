@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mlindex.records import InputError, Item, Result, Schema, failed
@@ -59,15 +59,22 @@ def _attempt(stage: Stage, items: Sequence[Item]) -> list[Result]:
     return stage.finish(items, stage.kernel(stage.prepare(items)))
 
 
-def solve(stage: Stage, items: Sequence[Item]) -> list[Result]:
-    """The results of a batch; an item that fails becomes a failed result and the others go on."""
+Guard = Callable[[Sequence[Item], Callable[[], list[Result]]], list[Result]]
+
+
+def solve(stage: Stage, items: Sequence[Item], guard: Guard | None = None) -> list[Result]:
+    """The results of a batch; an item that fails becomes a failed result and the others go on.
+
+    `guard` calls its second argument, the work on the items that are its first, and may raise instead of returning: an
+    item that takes too long fails like one that raises.
+    """
     start = time.perf_counter()
     try:
-        results = _attempt(stage, items)
-    except Exception as error:  # one bad item must not take the batch with it
+        results = _attempt(stage, items) if guard is None else guard(items, lambda: _attempt(stage, items))
+    except (Exception, SystemExit) as error:  # one bad item must not take the batch with it, nor the process
         if len(items) > 1:
-            return [result for item in items for result in solve(stage, [item])]
+            return [result for item in items for result in solve(stage, [item], guard)]
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        results = [failed(items[0], reason)]
+        results = [failed(items[0], reason, time.perf_counter() - start)]
     share = (time.perf_counter() - start) / max(len(items), 1)
     return [r if r.seconds else Result(r.id, r.source, r.status, r.reason, share, r.tables) for r in results]

@@ -1,19 +1,51 @@
-"""What a worker does with a batch: read, solve, commit to the shard, note in the journal; in this order."""
+"""What a worker does with a batch: read, solve, commit to the shard, note in the journal; in this order.
+
+Reading and solving have a time limit where the campaign sets one (`deadline`). A disk that takes no more is no fault of
+an item: it ends the run, with what is committed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
+import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlindex import stage as stages
 from mlindex.records import InputError, Item, Result, Schema, failed
 from mlindex.runtime import inputs
-from mlindex.runtime.journal import Journal
-from mlindex.runtime.pool import Done
+from mlindex.runtime.deadline import Limit
+from mlindex.runtime.journal import FOLDER, Journal
+from mlindex.runtime.pool import Done, Key
 from mlindex.runtime.shards import Entry, Shard
+
+T = TypeVar("T")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskProblem(RuntimeError):
+    """The file system of the run directory does not take what is written; the message is one sentence."""
+
+
+def disk_problem(run: Path, error: BaseException) -> DiskProblem | None:
+    """The sentence for an error that came of writing below `run`; None for an error that is not the disk's.
+
+    HDF5 says what the system call said only in the text of its errors, and not always as an `OSError`.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (said := re.search(r"errno = (\d+)", str(error))) is not None:
+        number = int(said.group(1))
+    if number is None:
+        return None
+    what = f"{run}: results cannot be written ({os.strerror(number)})"
+    if number in _FULL:
+        return DiskProblem(f"{what}; free space on that file system or raise its quota, then resume the run")
+    return DiskProblem(f"{what}; see that its file system is sound and can be written to, then resume the run")
 
 
 def shard_stem(job: str, rank: int) -> str:
@@ -30,17 +62,28 @@ class Ledger:
         own = {**attributes, "host": socket.gethostname(), "rank": rank, "job": job}
         self._shard = Shard(run / "shards", shard_stem(job, rank), stage, schema, own)
         self._journal = Journal(run, job, rank)
-        self.rank = rank
+        self.run, self.rank = run, rank
+        self.journal = run / FOLDER / f"{shard_stem(job, rank)}.jsonl"
 
     def commit(self, entries: Sequence[Entry]) -> list[Done]:
-        """Write entries for good; raises `OSError` where the disk does not take them."""
-        written, name = self._shard.commit(entries)
-        self._journal.items(written, name)
+        """Write entries for good; raises `DiskProblem` where the disk does not take them.
+
+        The shard then holds what it held before, or, where only the journal could not be written, all of them.
+        """
+        try:
+            written, name = self._shard.commit(entries)
+            self._journal.items(written, name)
+        except (OSError, RuntimeError) as error:
+            raise disk_problem(self.run, error) or error from error
         return [Done(e.input, e.index, e.of, e.result.status == "failed") for e in written]
 
     def close(self) -> None:
-        """Trim the shard to what it holds."""
-        self._shard.close()
+        """Trim the shard to what it holds; where there is no room for that it stays as it is, and can be read."""
+        try:
+            self._shard.close()
+        except (OSError, RuntimeError) as error:
+            if disk_problem(self.run, error) is None:
+                raise
 
 
 def fail(unit: Item, reason: str, rank: int) -> list[Entry]:
@@ -58,17 +101,24 @@ class Worker:
     """One rank at work, with a stage and a ledger.
 
     `base` is the folder that the sources of items are relative to; `batch` the number of items solved and committed
-    at once.
+    at once; `item_seconds` the time that an item may take (None: any), and so may the reading of a file. A stage with
+    the attribute `warm_up_seconds` gets those in addition for its first batch, which loads and compiles programs.
     """
 
-    def __init__(self, stage: Any, ledger: Ledger, base: Path, batch: int) -> None:
+    def __init__(self, stage: Any, ledger: Ledger, base: Path, batch: int, item_seconds: float | None = None) -> None:
         self._stage, self.ledger, self._base, self._batch = stage, ledger, base, batch
         self._last: tuple[str, list[Item]] = ("", [])
+        self._limit = None if item_seconds is None else Limit(item_seconds, ledger.journal, ledger.rank)
+        self._warm_up = float(getattr(stage, "warm_up_seconds", 0.0))
 
     def _read(self, label: str, source: str) -> list[Item]:
         """The items of an input, renamed for the campaign; the last input is remembered, for its other parts."""
         if self._last[0] != source:
-            items = self._stage.read(str(self._base / source))
+            path = self._base / source
+            if not path.is_file():  # a FIFO that nobody writes to would be waited for for ever
+                what = "is no longer a file" if path.exists() else "has vanished since the run was made"
+                raise InputError(f"{source}: {what}; put it back and index it in another run")
+            items = self._stage.read(str(path))
             if not items:
                 raise InputError(f"{source}: has no items; remove it from the inputs")
             names = [inputs.item_id(label, item, len(items)) for item in items]
@@ -90,12 +140,16 @@ class Worker:
         for unit in batch:
             number, start, stop = int(unit.attrs["input"] or 0), int(unit.attrs["start"] or 0), unit.attrs["stop"]
             try:
-                items = self._read(unit.id, unit.source)
+                items = self._within(
+                    [(number, k) for k in range(start, start + 1 if stop is None else int(stop))],
+                    [unit.source],
+                    functools.partial(self._read, unit.id, unit.source),
+                )
                 if unit.attrs["of"] not in (None, len(items)):
                     raise InputError(
                         f"{unit.source}: had {unit.attrs['of']} items and has {len(items)}; start a new run"
                     )
-            except Exception as error:  # an input that cannot be read must not take the others with it
+            except (Exception, SystemExit) as error:  # an input that cannot be read must not take the others with it
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
                 spoiled += fail(unit, reason, self.ledger.rank)
                 continue
@@ -106,7 +160,7 @@ class Worker:
         done = self.ledger.commit(spoiled) if spoiled else []
         for at in range(0, len(ready), self._batch):
             part = ready[at : at + self._batch]
-            results = self._solve([item for item, *_ in part])
+            results = self._solve([item for item, *_ in part], [(number, k) for _, number, k, _ in part])
             entries = [
                 Entry(result, number, k, of, self.ledger.rank)
                 for result, (_, number, k, of) in zip(results, part, strict=True)
@@ -114,8 +168,22 @@ class Worker:
             done += self.ledger.commit(entries)
         return done
 
-    def _solve(self, items: Sequence[Item]) -> list[Result]:
-        results = stages.solve(self._stage, items)
+    def _within(self, places: Sequence[Key], names: Sequence[str], work: Callable[[], T], seconds: float = 0.0) -> T:
+        """`work` on the items at `places`, within the time limit and `seconds` more."""
+        if self._limit is None:
+            return work()
+        return self._limit(places, names, work, allowed=self._limit.seconds + seconds)
+
+    def _solve(self, items: Sequence[Item], places: Sequence[Key]) -> list[Result]:
+        place = dict(zip([item.id for item in items], places, strict=True))
+
+        def guard(some: Sequence[Item], work: Callable[[], list[Result]]) -> list[Result]:
+            more = 0.0 if self._limit is None else (len(some) - 1) * self._limit.seconds + self._warm_up
+            results = self._within([place[i.id] for i in some], [i.id for i in some], work, more)
+            self._warm_up = 0.0
+            return results
+
+        results = stages.solve(self._stage, items, guard)
         if [r.id for r in results] != [i.id for i in items]:
             reason = f"the stage gave results for {[r.id for r in results]} in place of {[i.id for i in items]}"
             return [failed(item, reason) for item in items]
