@@ -7,10 +7,7 @@ an item: it ends the run, with what is committed.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
-import os
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,32 +17,12 @@ from mlindex import stage as stages
 from mlindex.records import InputError, Item, Result, Schema, failed
 from mlindex.runtime import inputs
 from mlindex.runtime.deadline import Limit
+from mlindex.runtime.disk import disk_problem
 from mlindex.runtime.journal import FOLDER, Journal
 from mlindex.runtime.pool import Done, Key
 from mlindex.runtime.shards import Entry, Shard
 
 T = TypeVar("T")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class DiskProblem(RuntimeError):
-    """The file system of the run directory does not take what is written; the message is one sentence."""
-
-
-def disk_problem(run: Path, error: BaseException) -> DiskProblem | None:
-    """The sentence for an error that came of writing below `run`; None for an error that is not the disk's.
-
-    HDF5 says what the system call said only in the text of its errors, and not always as an `OSError`.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (said := re.search(r"errno = (\d+)", str(error))) is not None:
-        number = int(said.group(1))
-    if number is None:
-        return None
-    what = f"{run}: results cannot be written ({os.strerror(number)})"
-    if number in _FULL:
-        return DiskProblem(f"{what}; free space on that file system or raise its quota, then resume the run")
-    return DiskProblem(f"{what}; see that its file system is sound and can be written to, then resume the run")
 
 
 def shard_stem(job: str, rank: int) -> str:
@@ -74,7 +51,9 @@ class Ledger:
             written, name = self._shard.commit(entries)
             self._journal.items(written, name)
         except (OSError, RuntimeError) as error:
-            raise disk_problem(self.run, error) or error from error
+            if (problem := disk_problem(self.run, error)) is None:
+                raise
+            raise problem from error
         return [Done(e.input, e.index, e.of, e.result.status == "failed") for e in written]
 
     def close(self) -> None:
