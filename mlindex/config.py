@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from mlindex.records import InputError
 
@@ -50,11 +60,155 @@ class CampaignSettings(Settings):
     rounds: int = Field(3, ge=1)  # jobs in a row that may be stopped by a signal without having done an item
 
 
+def _one_line(text: str) -> str:
+    if not text.strip() or any(not character.isprintable() for character in text):
+        raise ValueError("give one line of printable characters")
+    return text
+
+
+def _option(text: str) -> str:
+    text = text.removeprefix("#SBATCH").strip()
+    if not text.startswith("-"):
+        raise ValueError('give an option of sbatch, as "--mail-type=END"')
+    return text
+
+
+_DURATION = (
+    re.compile(r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"),
+    re.compile(r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"),
+    re.compile(r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"),
+)
+
+
+def seconds_from_duration(text: str) -> int:
+    """Seconds of SLURM's "minutes", "minutes:seconds", "hours:minutes:seconds", "days-hours[:minutes[:seconds]]"."""
+    found = next((match for form in _DURATION if (match := form.fullmatch(text))), None)
+    if found is None:
+        raise ValueError('give the time as SLURM does, as "04:00:00" or "1-12"')
+    parts = {name: int(value or 0) for name, value in found.groupdict().items()}
+    return int(datetime.timedelta(**parts).total_seconds())
+
+
+def _duration(text: str) -> str:
+    seconds_from_duration(text)
+    return text
+
+
+def _as_duration(value: Any) -> Any:
+    if isinstance(value, datetime.time):  # 04:00:00 without quotes
+        return value.isoformat("seconds")
+    if isinstance(value, int) and not isinstance(value, bool):  # minutes
+        return str(value)
+    return value
+
+
+def _memory(text: str) -> str:
+    if not re.fullmatch(r"\d+[KMGT]?", text):
+        raise ValueError('give the memory of a node as SLURM does, as "64G"')
+    return text
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+        raise ValueError("is no name of a variable")
+    return name
+
+
+def _as_variables(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if not all(isinstance(entry, str) and "=" in entry for entry in value):
+            raise ValueError('give a table, or a list as ["NAME=value"]')
+        return dict(entry.split("=", 1) for entry in value)
+    if isinstance(value, dict):
+        return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in value.items()}
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Option = Annotated[Line, AfterValidator(_option)]
+Memory = Annotated[str, AfterValidator(_memory)]
+Duration = Annotated[str, BeforeValidator(_as_duration), AfterValidator(_duration)]
+Variable = Annotated[str, AfterValidator(_variable)]
+Variables = Annotated[dict[Variable, Line | Literal[""]], BeforeValidator(_as_variables)]
+
+
+class SlurmResources(Settings):
+    """What one SLURM job gets and how it starts; None or empty: the cluster's default."""
+
+    tasks: int = Field(1, ge=1)  # jobs of the array, each a part of the campaign
+    limit: int | None = Field(None, ge=1)  # of them at a time; None: as many as the cluster has room for
+    ranks: int | None = Field(None, ge=1)  # worker ranks a task, over all its nodes; None: one a GPU, or one a node
+    nodes: int = Field(1, ge=1)  # a task
+    cpus_per_rank: int = Field(1, ge=1)
+    gpus_per_node: int = Field(0, ge=0)
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    time: Duration = "01:00:00"  # as sbatch's --time; what is not done by then goes on in the next round
+    memory: Memory | None = None  # a node, as sbatch's --mem
+    signal_seconds: int = Field(90, ge=1, le=65535)  # how long before the limit the ranks are told to end
+    requeue: bool = True  # put a task that the limit cut short, or whose node failed, back into the queue
+    launcher: Literal["mpiexec", "srun"] = "mpiexec"
+    mpi: Line | None = None  # srun's --mpi (pmix, pmi2, ...)
+    modules: tuple[Line, ...] = ()  # `module load`, in this order
+    container: Line | None = None  # an image that apptainer runs
+    binds: tuple[Line, ...] = ()  # more folders to see in it
+    python: Line | None = None  # the interpreter; None: the one that runs `submit`, or `python` in the container
+    environment: Variables = {}
+    setup: tuple[Line, ...] = ()  # shell lines to run first, in the folder of the campaign file
+    extra: tuple[Option, ...] = ()  # more options of sbatch, as "--mail-type=END"
+
+    def _over(self, names: Iterable[str], changes: SlurmResources | None) -> SlurmResources:
+        """The named settings of this table, with the changes that another table makes."""
+        values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        if changes is not None:
+            values |= {name: getattr(changes, name) for name in changes.model_fields_set}
+        return SlurmResources(**values)
+
+    @property
+    def workers(self) -> int:
+        """Worker ranks a task."""
+        return self.nodes * max(self.gpus_per_node, 1) if self.ranks is None else self.ranks
+
+    def misfit(self) -> str:
+        """A sentence on what in these settings does not go together; empty where all does."""
+        if self.workers % self.nodes:
+            return f"ranks = {self.ranks} cannot be shared out evenly over nodes = {self.nodes}; change one of them"
+        if self.workers < self.nodes * self.gpus_per_node:
+            return f"ranks = {self.ranks} leaves GPUs idle; leave ranks out to have one a GPU, or ask for fewer GPUs"
+        if self.container is not None and self.nodes > 1 and self.launcher == "mpiexec":
+            return 'mpiexec cannot reach other nodes out of a container; use launcher = "srun", or nodes = 1'
+        if seconds_from_duration(self.time) <= self.signal_seconds:
+            return f"time = {self.time!r} is not longer than signal_seconds = {self.signal_seconds}; give more time"
+        return ""
+
+
+# what the merge job takes over from the array: where it may run and what it runs in, but not how much of it
+_SHARED = ("partition", "account", "qos", "modules", "container", "binds", "python", "environment", "setup")
+
+
+class SlurmSettings(SlurmResources):
+    """How `submit` asks for the jobs of a campaign: a table for all, and what is different for a stage or the merge."""
+
+    stage: dict[str, SlurmResources] = {}
+    merge: SlurmResources = SlurmResources()
+
+    def for_stage(self, name: str) -> SlurmResources:
+        """The resources of an array task of a stage."""
+        return self._over(SlurmResources.model_fields, self.stage.get(name))
+
+    def for_merge(self, name: str) -> SlurmResources:
+        """The resources of the job that merges and reports on a stage's results."""
+        return self.for_stage(name)._over(_SHARED, self.merge)
+
+
 class Campaign(Settings):
     """A whole campaign file."""
 
     campaign: CampaignSettings
     powder: PowderSettings = PowderSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     def stage_settings(self) -> Settings | None:
         """The settings of the campaign's stage (None for a stage that has no section)."""
@@ -67,9 +221,10 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         owner: Any = model
         for part in first["loc"][:-1]:
-            owner = owner.model_fields[str(part)].annotation
+            # a table of tables is a dict; its keys are the user's own
+            owner = get_args(owner)[1] if get_args(owner) else owner.model_fields[str(part)].annotation
         return f"unknown key {place!r}; the valid keys are {', '.join(owner.model_fields)}"
-    return f"{place}: {first['msg']} (got {first['input']!r})"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
 
 
 def validated(model: type[Model], values: dict[str, Any], origin: str) -> Model:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.records import InputError, Item, items_from_buffer, items_to_buffer
+from mlindex.runtime.disk import DiskProblem
 from mlindex.runtime.queue import Done, Key, Queue, Unit
-from mlindex.runtime.worker import DiskProblem
 from mlindex.runtime.world import Message
 
 HELLO, START, WORK, OPENED, DONE, STOP, BYE, END = range(1, 9)

@@ -10,11 +10,12 @@ from typing import Any
 
 from mlindex.records import Item
 from mlindex.runtime import batching, deadline, journal
+from mlindex.runtime.disk import DiskProblem
 from mlindex.runtime.master import survey
 from mlindex.runtime.queue import KILLS, Done, Key, Queue, Unit
 from mlindex.runtime.rundir import Plan, note
 from mlindex.runtime.shards import STATUSES
-from mlindex.runtime.worker import DiskProblem, Ledger, fail, shard_stem
+from mlindex.runtime.worker import Ledger, fail, shard_stem
 
 Progress = Callable[[int, int, int], None]
 _KILLED = f"each of the {KILLS} workers that took this item was killed (out of memory, or a crash in compiled code)"

@@ -24,6 +24,7 @@ from mlindex import stage as stages
 from mlindex.config import read_campaign
 from mlindex.records import InputError, Schema
 from mlindex.runtime import device, journal, launch, lock, pool, stopping
+from mlindex.runtime.disk import DiskProblem
 from mlindex.runtime.master import survey
 from mlindex.runtime.queue import Part
 from mlindex.runtime.rank0 import Progress, Rank0
@@ -31,7 +32,7 @@ from mlindex.runtime.rundir import Plan, prepare, resolved
 from mlindex.runtime.shards import provenance
 from mlindex.runtime.status import status
 from mlindex.runtime.summary import Summary, counted
-from mlindex.runtime.worker import DiskProblem, Ledger, Worker
+from mlindex.runtime.worker import Ledger, Worker
 from mlindex.runtime.world import Disconnected, World, join
 
 _OUTCOME = "MLINDEX_OUTCOME"  # where rank 0 tells the process that started the ranks how it went

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlindex.runtime.disk import disk_problem
 from mlindex.runtime.master import build_master, survey
 from mlindex.runtime.queue import Part
-from mlindex.runtime.worker import disk_problem
 
 AGAIN = 75  # exit status: stopped by a signal with work left (EX_TEMPFAIL of sysexits.h)
 LISTED = 1000  # failures that a summary names

@@ -7,10 +7,7 @@ an item: it ends the run, with what is committed.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
-import os
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,32 +17,12 @@ from mlindex import stage as stages
 from mlindex.records import InputError, Item, Result, Schema, failed
 from mlindex.runtime import inputs
 from mlindex.runtime.deadline import Limit
+from mlindex.runtime.disk import disk_problem
 from mlindex.runtime.journal import FOLDER, Journal
 from mlindex.runtime.queue import Done, Key, Part
 from mlindex.runtime.shards import Entry, Shard
 
 T = TypeVar("T")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class DiskProblem(RuntimeError):
-    """The file system of the run directory does not take what is written; the message is one sentence."""
-
-
-def disk_problem(run: Path, error: BaseException) -> DiskProblem | None:
-    """The sentence for an error that came of writing below `run`; None for an error that is not the disk's.
-
-    HDF5 says what the system call said only in the text of its errors, and not always as an `OSError`.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (said := re.search(r"errno = (\d+)", str(error))) is not None:
-        number = int(said.group(1))
-    if number is None:
-        return None
-    what = f"{run}: results cannot be written ({os.strerror(number)})"
-    if number in _FULL:
-        return DiskProblem(f"{what}; free space on that file system or raise its quota, then resume the run")
-    return DiskProblem(f"{what}; see that its file system is sound and can be written to, then resume the run")
 
 
 def shard_stem(job: str, rank: int) -> str:
@@ -74,7 +51,9 @@ class Ledger:
             written, name = self._shard.commit(entries)
             self._journal.items(written, name)
         except (OSError, RuntimeError) as error:
-            raise disk_problem(self.run, error) or error from error
+            if (problem := disk_problem(self.run, error)) is None:
+                raise
+            raise problem from error
         return [Done(e.input, e.index, e.of, str(e.result.status)) for e in written]
 
     def close(self) -> None:
@@ -101,8 +80,8 @@ class Worker:
     """One rank at work, with a stage and a ledger.
 
     `base` is the folder that the sources of items are relative to; `part` the part of the campaign that the job does;
-    `item_seconds` the time that an item may take (None: any), and so may the reading of a file. A stage with
-    the attribute `warm_up_seconds` gets those in addition for its first batch, which loads and compiles programs.
+    `item_seconds` the time that an item may take (None: any), and so may the reading of a file. A stage with the
+    attribute `warm_up_seconds` gets those in addition for its first batch, which loads and compiles programs.
     """
 
     def __init__(self, stage: Any, ledger: Ledger, base: Path, part: Part, item_seconds: float | None = None) -> None:
@@ -133,8 +112,8 @@ class Worker:
     def work(self, batch: Sequence[Item], opened: Callable[[int, int], None]) -> list[Done]:
         """Do a batch of units: items with the attributes `input`, `start`, `stop` (see `queue.Unit`), `of` and `batch`.
 
-        `opened` is called with (input, number of items) for an input that was not read before and has more than one, or
-        none of this part.
+        `opened` is called with (input, number of items) for an input that was not read before and has more than one
+        item, or none of this part.
         """
         ready: list[tuple[Item, int, int, int]] = []
         spoiled: list[Entry] = []
@@ -162,11 +141,10 @@ class Worker:
             ready += [(items[k], number, k, len(items)) for k in chosen]
         done = self.ledger.commit(spoiled) if spoiled else []
         if ready:
-            part = ready
-            results = self._solve([item for item, *_ in part], [(number, k) for _, number, k, _ in part])
+            results = self._solve([item for item, *_ in ready], [(number, k) for _, number, k, _ in ready])
             entries = [
                 Entry(result, number, k, of, self.ledger.rank)
-                for result, (_, number, k, of) in zip(results, part, strict=True)
+                for result, (_, number, k, of) in zip(results, ready, strict=True)
             ]
             done += self.ledger.commit(entries)
         return done

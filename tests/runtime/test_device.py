@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlindex.records import InputError
 from mlindex.runtime import device
-from mlindex.runtime.device import Place, place, settings, share_of_cpus
+from mlindex.runtime.device import Place, gpu_wanted, place, settings, share_of_cpus
 from tests.runtime.campaigns import ROOT
 
 CPUS = frozenset(range(16))
@@ -56,28 +57,99 @@ def test_eight_ranks_on_two_nodes(launcher):
         masks = dict.fromkeys([r % 4 for r in node], CPUS)
         got = [settings(launcher(r, r % 4), masks, n_gpus=4, host="n") for r in node]
         assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in got] == [str(i) for i in range(len(node))]
-        assert all("XLA_CLIENT_MEM_FRACTION" not in s.environment for s in got)
+        assert all(s.environment["XLA_CLIENT_MEM_FRACTION"] == "0.900" for s in got)
+        assert all(s.gpu_expected and not s.warning for s in got)
         assert len({s.cache for s in got}) == len(node)
         assert sum(len(s.cpus) for s in got) == 16 and frozenset().union(*(s.cpus for s in got)) == CPUS
         assert [int(s.environment["OMP_NUM_THREADS"]) for s in got] == [len(s.cpus) for s in got]
 
 
-def test_ranks_that_share_a_gpu_share_its_memory():
-    env = openmpi(5, 1)
-    got = settings(env, dict.fromkeys(range(4), CPUS), n_gpus=2).environment
-    assert got["CUDA_VISIBLE_DEVICES"] == "1" and got["XLA_CLIENT_MEM_FRACTION"] == "0.450"
-    env |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"}
-    assert "XLA_CLIENT_MEM_FRACTION" not in settings(env, dict.fromkeys(range(4), CPUS), n_gpus=2).environment
+@pytest.mark.parametrize("launcher", [openmpi, mpich, srun])
+def test_ranks_laid_out_in_turn(launcher):
+    """Even ranks on one node and odd ones on the other (--distribution=cyclic): still a GPU for each worker."""
+    for node in (range(2, 8, 2), range(1, 8, 2)):
+        masks = dict.fromkeys([r // 2 for r in node], CPUS)
+        got = [settings(launcher(r, r // 2), masks, n_gpus=4, host="n").environment for r in node]
+        assert [g["CUDA_VISIBLE_DEVICES"] for g in got] == [str(i) for i in range(len(node))]
+        assert len({g["JAX_COMPILATION_CACHE_DIR"] for g in got}) == len(node)
+
+
+@pytest.mark.parametrize("launcher", [openmpi, srun])
+def test_workers_share_a_gpu_only_when_asked(launcher):
+    masks = dict.fromkeys(range(4), CPUS)
+    for rank in range(4, 8):  # every one of them says so, and not only the one that found its GPU taken
+        with pytest.raises(InputError, match=r"n: 4 workers would share 2 GPUs.*MLINDEX_SHARE_GPU=1"):
+            settings(launcher(rank, rank % 4), masks, n_gpus=2, host="n")
+    with pytest.raises(InputError, match="4 workers would share one GPU"):
+        settings(launcher(5, 1) | {"MLINDEX_SHARE_GPU": "0"}, masks, n_gpus=1)
+    by_variable = settings(launcher(5, 1) | {"MLINDEX_SHARE_GPU": "1"}, masks, n_gpus=2).environment
+    by_setting = settings(launcher(5, 1), masks, n_gpus=2, share_gpu=True).environment
+    assert by_variable == by_setting
+    assert by_variable["CUDA_VISIBLE_DEVICES"] == "1" and by_variable["XLA_CLIENT_MEM_FRACTION"] == "0.450"
+    own = launcher(5, 1) | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2", "MLINDEX_SHARE_GPU": "1"}
+    assert "XLA_CLIENT_MEM_FRACTION" not in settings(own, masks, n_gpus=2).environment
+
+
+@pytest.mark.parametrize(
+    "cpu", [{"JAX_PLATFORMS": "cpu"}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}]
+)
+def test_more_workers_than_gpus_is_no_error_on_the_cpu(cpu):
+    """The user chose the CPU; or JAX has no CUDA, and the GPUs of the machine are none of its business."""
+    masks = dict.fromkeys(range(4), CPUS)
+    chosen = settings(openmpi(5, 1) | cpu, masks, n_gpus=2)
+    plain = settings(openmpi(5, 1), masks, n_gpus=2, cuda=False)
+    for got in (chosen, plain):
+        assert not {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION"} & set(got.environment)
+        assert not got.gpu_expected and got.warning == ""
 
 
 def test_gpus_that_the_user_or_slurm_chose_stay():
-    masks = dict.fromkeys(range(4), CPUS)
+    masks = dict.fromkeys(range(2), CPUS)
     some = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": "6,7"}, masks, n_gpus=8)
     assert some.environment["CUDA_VISIBLE_DEVICES"] == "7"
-    none = settings(openmpi(5, 1) | {"CUDA_VISIBLE_DEVICES": ""}, masks, n_gpus=8)
-    assert "CUDA_VISIBLE_DEVICES" not in none.environment
-    bound = settings(srun(5, 1) | {"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0"}, masks, n_gpus=1)
-    assert not {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION"} & set(bound.environment)
+    masks = dict.fromkeys(range(4), CPUS)
+    for bound in (
+        {"SLURM_GPUS_PER_TASK": "1"},
+        {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=1"},
+        {"SLURM_GPU_BIND": "closest"},
+    ):
+        got = settings(srun(5, 1) | bound | {"CUDA_VISIBLE_DEVICES": "0"}, masks, n_gpus=1).environment
+        assert "CUDA_VISIBLE_DEVICES" not in got and got["XLA_CLIENT_MEM_FRACTION"] == "0.900"
+    single = srun(5, 1) | {"SLURM_GPU_BIND": "verbose,single:2", "CUDA_VISIBLE_DEVICES": "0"}
+    assert settings(single, masks).environment["XLA_CLIENT_MEM_FRACTION"] == "0.450"
+    for unbound in ({"SLURM_TRES_PER_TASK": "cpu=4"}, {"SLURM_GPU_BIND": "none"}):
+        assert settings(srun(5, 1) | unbound, masks, n_gpus=4).environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("env", "n_gpus", "cuda", "wanted", "says"),
+    [
+        ({}, 4, True, True, ""),
+        ({}, 0, True, False, "JAX is installed with CUDA"),
+        ({}, 4, False, False, ""),
+        ({}, 0, False, False, ""),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 4, True, False, "no GPU that this process may use"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, 4, True, True, ""),
+        ({"JAX_PLATFORMS": "cpu", "SLURM_JOB_GPUS": "0"}, 4, True, False, ""),
+        ({"SLURM_JOB_GPUS": "0"}, 1, False, False, "without CUDA"),
+        ({"SLURM_GPUS_ON_NODE": "2"}, 2, False, False, "without CUDA"),
+        ({"SLURM_GPUS_ON_NODE": "0"}, 2, False, False, ""),
+        ({"SLURM_STEP_GPUS": "1", "CUDA_VISIBLE_DEVICES": "0"}, 0, True, True, ""),
+    ],
+)
+def test_working_on_the_cpu_is_said_where_a_gpu_was_expected(env, n_gpus, cuda, wanted, says):
+    found, sentence = gpu_wanted(env, n_gpus, cuda)
+    assert found is wanted and says in sentence and bool(says) is bool(sentence)
+
+
+def test_the_cpu_is_announced_once_a_node():
+    for node in (range(1, 4), range(4, 8)):
+        masks = dict.fromkeys([r % 4 for r in node], CPUS)
+        got = [
+            settings(srun(r, r % 4) | {"SLURM_JOB_GPUS": "0,1"}, masks, n_gpus=2, cuda=False, host="n") for r in node
+        ]
+        assert got[0].warning.startswith("n: no GPU is used, working on the CPU: SLURM gave GPUs")
+        assert not any(s.warning for s in got[1:]) and not any("CUDA_VISIBLE_DEVICES" in s.environment for s in got)
 
 
 @pytest.mark.parametrize("env", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, openmpi(0, 0, 1, 1), srun(0, 0, 1, 1)])
@@ -106,6 +178,31 @@ def test_thread_limits_of_the_user_stay():
     got = settings(env, {i: frozenset({0}) for i in range(4)}).environment
     assert "OMP_NUM_THREADS" not in got and got["OPENBLAS_NUM_THREADS"] == "1"
     assert got["XLA_FLAGS"] == "--xla_dump_to=/d --xla_cpu_multi_thread_eigen=false"
+
+
+FAKED = """
+import json, os, sys
+from mlindex.runtime import device
+device._count_gpus, device._cuda_installed = lambda: 4, lambda: True
+masks = dict.fromkeys(range(1, 4), device.available_cpus())
+real = device._failed_start
+def failed_start():
+    seen.append([os.environ["CUDA_VISIBLE_DEVICES"], os.environ["XLA_CLIENT_MEM_FRACTION"], "jax" in sys.modules])
+    return real()
+seen = []
+device._failed_start = failed_start
+device.apply(masks)
+print(json.dumps(seen))
+"""
+
+
+def test_device_is_chosen_before_jax_starts_and_a_start_without_gpu_is_said():
+    """A worker of the first node, with 4 GPUs that are none: the variables are set, then JAX starts, and falls back."""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", FAKED]
+    done = subprocess.run(command, cwd=ROOT, env={**env, **openmpi(3, 3)}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["2", "0.900", False]]
+    assert done.stderr.count("working on the CPU: JAX could not start on the GPU") == 1
 
 
 def test_uneven_nodes_of_slurm():

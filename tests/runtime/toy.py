@@ -1,13 +1,16 @@
 """A stage for the tests of the runtime: each line of a file is an item, which says what is to happen to it.
 
 `value N` gives a table that depends on N and the item's id alone; `wait S` sleeps first; `bad` is refused by `prepare`,
-`raise` by `kernel`, `kill` kills its process, `kill-once PATH` does so if PATH does not exist yet.
+`raise` by `kernel`, `kill` kills its process, `kill-once PATH` does so if PATH does not exist yet; `hang` never comes
+back and `hang-in-c` does so in compiled code that holds Python's lock and minds no signal; `exit` leaves the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 import zlib
 from collections.abc import Sequence
@@ -19,6 +22,23 @@ import numpy as np
 from mlindex.records import Column, InputError, Item, Result, Schema, Status
 from mlindex.runtime.journal import Journal
 from mlindex.runtime.shards import Entry
+
+
+def hang() -> None:
+    """Python code that never ends, and passes over the exceptions that it knows."""
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:
+            continue
+
+
+def hang_in_c() -> None:
+    """Wait, with Python's lock, for a mutex that is held already: signals only interrupt that for their C handler."""
+    mutex = ctypes.create_string_buffer(128)
+    library = ctypes.PyDLL(None)
+    while True:
+        library.pthread_mutex_lock(mutex)
 
 
 class ToyStage:
@@ -46,6 +66,8 @@ class ToyStage:
             raise InputError(f"{source}: is empty; write a line into it")
         if lines == ["crash the reader"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        if lines == ["hang the reader"]:
+            hang()
         names = [path.stem] if len(lines) == 1 else [f"{path.stem}_{k}" for k in range(len(lines))]
         return [Item(n, source, attrs={"what": line}) for n, line in zip(names, lines, strict=True)]
 
@@ -63,6 +85,12 @@ class ToyStage:
                     time.sleep(float(words[at + 1]))
                 elif word == "raise":
                     raise RuntimeError("the kernel does not like this")
+                elif word == "hang":
+                    hang()
+                elif word == "hang-in-c":
+                    hang_in_c()
+                elif word == "exit":
+                    sys.exit("the kernel wants to leave")
                 elif word == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 elif word == "kill-once" and not Path(words[at + 1]).exists():
