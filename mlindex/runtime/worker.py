@@ -17,7 +17,7 @@ from mlindex import stage as stages
 from mlindex.records import InputError, Item, Result, Schema, failed
 from mlindex.runtime import inputs
 from mlindex.runtime.deadline import Limit
-from mlindex.runtime.disk import disk_problem
+from mlindex.runtime.disk import DiskProblem, disk_problem
 from mlindex.runtime.journal import FOLDER, Journal
 from mlindex.runtime.queue import Done, Key, Part
 from mlindex.runtime.shards import Entry, Shard
@@ -39,21 +39,26 @@ class Ledger:
         own = {**attributes, "host": socket.gethostname(), "rank": rank, "job": job}
         self._shard = Shard(run / "shards", shard_stem(job, rank), stage, schema, own)
         self._journal = Journal(run, job, rank)
+        self._problem: DiskProblem | None = None
         self.run, self.rank = run, rank
         self.journal = run / FOLDER / f"{shard_stem(job, rank)}.jsonl"
 
     def commit(self, entries: Sequence[Entry]) -> list[Done]:
         """Write entries for good; raises `DiskProblem` where the disk does not take them.
 
-        The shard then holds what it held before, or, where only the journal could not be written, all of them.
+        The shard then holds what it held before, or all of them, where only the journal could not be written; and
+        nothing more is taken: a batch that is not known to be on the disk must not be followed by another.
         """
+        if self._problem is not None:
+            raise self._problem
         try:
             written, name = self._shard.commit(entries)
             self._journal.items(written, name)
         except (OSError, RuntimeError) as error:
-            if (problem := disk_problem(self.run, error)) is None:
+            self._problem = disk_problem(self.run, error)
+            if self._problem is None:
                 raise
-            raise problem from error
+            raise self._problem from error
         return [Done(e.input, e.index, e.of, str(e.result.status)) for e in written]
 
     def close(self) -> None:
