@@ -28,7 +28,6 @@ from tests.runtime.campaigns import (
     running,
     same,
     shard_keys,
-    told,
     values,
     wait_for,
 )
@@ -58,20 +57,6 @@ def test_one_two_and_four_ranks_give_the_same_answers(tmp_path):
     assert now["done"] == 23 and {row["rank"] for row in now["ranks"]} <= {1, 2, 3, 4} and len(now["ranks"]) > 1
 
 
-def test_killed_worker_costs_nothing(tmp_path):
-    """kill -9 of a rank in the middle of a run: the run ends with 0, and every item is solved exactly once."""
-    campaign = make(tmp_path, {k: f"{v} wait 0.1" for k, v in values(24).items()}, batch=3)
-    with running(campaign, "--ranks", "2") as process:
-        wait_for(lambda: begun(campaign, 6))
-        os.kill(rank_pid(campaign, 1), signal.SIGKILL)
-        status = process.wait(PATIENCE)
-    assert status == 0, told(campaign)
-    once(tmp_path / "run", 24)
-    same(answers(campaign), expected(campaign))
-    now = status_of(tmp_path / "run")
-    assert now["lost"] == 1 and {row["rank"] for row in now["ranks"]} == {1, 2}
-
-
 def test_batch_that_was_committed_and_not_acknowledged_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
     campaign = make(tmp_path, values(12))
@@ -93,32 +78,6 @@ def test_item_that_kills_its_workers_has_failed(tmp_path):
     once(tmp_path / "run", 12)
     failed = {r.id: r.reason for r in answers(campaign) if r.status is Status.FAILED}
     assert set(failed) == {"deadly#2", "reader"} and all("killed" in reason for reason in failed.values())
-
-
-def test_killed_run_is_resumed(tmp_path):
-    """kill -9 of every process of a run, twice; the third completes it, no item twice, no shard unreadable."""
-    campaign = make(tmp_path, {k: f"{v} wait 0.05" for k, v in values(30).items()}, batch=2)
-    run_dir = tmp_path / "run"
-    for n in (5, 14):
-        with running(campaign, "--ranks", "2", "--resume"):
-            wait_for(lambda n=n: begun(campaign, n))
-            kill_all(campaign)
-        assert n <= len(shard_keys(run_dir)) < 30 and set(shard_keys(run_dir).values()) == {1}
-    status, _, err = run(campaign, "--ranks", "2", "--resume")
-    assert status == 0, err
-    once(run_dir, 30)
-    same(answers(campaign), expected(campaign))
-
-
-def test_lost_dispatcher_ends_the_run_and_leaves_it_resumable(tmp_path):
-    campaign = make(tmp_path, {k: f"{v} wait 0.2" for k, v in values(10).items()})
-    with running(campaign, "--ranks", "2") as process:
-        wait_for(lambda: begun(campaign, 2))
-        os.kill(rank_pid(campaign, 0), signal.SIGKILL)
-        status = process.wait(PATIENCE)
-    assert status == 1 and "resume the run" in told(campaign)[1]
-    assert run(campaign, "--ranks", "2", "--resume")[0] == 0
-    once(tmp_path / "run", 10)
 
 
 def test_asked_to_end_it_ends_with_all_its_ranks(tmp_path):
