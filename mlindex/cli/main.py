@@ -167,6 +167,19 @@ def run(
     raise typer.Exit(run_and_report(campaign, ranks, resume, part))
 
 
+@app.command("submit")
+def submit(
+    campaign: Annotated[Path, typer.Argument(metavar="CAMPAIGN.toml", help="The campaign, with a table [slurm].")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch scripts; write nothing, submit nothing.")
+    ] = False,
+) -> None:
+    """Submit a campaign to SLURM: an array job for what is left to do, and a job that merges and reports after it."""
+    from mlindex.cli.submit import submit as submit_campaign
+
+    raise typer.Exit(submit_campaign(campaign, dry_run))
+
+
 @app.command("status")
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory that a run writes.")],
