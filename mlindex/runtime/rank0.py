@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -54,7 +55,7 @@ class Rank0:
         self.stopped = ""
         self.problems: list[str] = []
         self._seconds: dict[int, float | None] = {}  # an item, by worker; its first batch compiles and does not count
-        self._looked = self._counted = time.monotonic()
+        self._looked, self._counted = -math.inf, time.monotonic()
         self._workers, self._begun = workers, False
         self.progress([], self.queue.total)
 

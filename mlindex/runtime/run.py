@@ -82,6 +82,8 @@ def _serial(path: Path, resume: bool, part: Part, asked: Asked, progress: Progre
     queue = root.queue
     try:
         while not queue.finished or queue.condemned:
+            if root.stop():
+                queue.abandon()
             while queue.condemned:
                 root.progress(queue.complete(0, -1, root.condemn(queue.condemned.pop())), queue.total)
             if (batch := queue.take(0, 1)) is not None:
@@ -95,8 +97,6 @@ def _serial(path: Path, resume: bool, part: Part, asked: Asked, progress: Progre
                 if done:
                     root.timed(0, len(done), time.monotonic() - begun, 1)
                 root.progress(new, queue.total)
-            if root.stop():
-                queue.abandon()
         ledger.close()
         return _ended(plan, root, start)
     except KeyboardInterrupt:  # what is done can be read, and the rest resumed
