@@ -210,6 +210,25 @@ def export(
     export_results(run, to, output)
 
 
+@app.command("report")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a results file (.h5).")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="PAGE.html", help="Where to; default report.html in the run's directory."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(metavar="PERCENT", help="How far lengths may differ in a cluster of like lattices.")
+    ] = 1.0,
+) -> None:
+    """Write one HTML page about a run, also while it is running; its pictures lie beside it as PNG."""
+    from mlindex.cli.report import report as write
+
+    raise typer.Exit(write(run, output, tolerance))
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a problem with the input or the configuration is one sentence and status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

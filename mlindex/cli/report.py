@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,18 @@ from mlindex.report import canvas, powder_section
 from mlindex.report.census import Block, Census, Writer, collect
 from mlindex.report.leading import leading_rows
 from mlindex.report.page import Source, page
-from mlindex.runtime import journal
 from mlindex.runtime.shards import ShardData, read_shard
+from mlindex.runtime.status import status as status_of
 
 NAME = "report.html"
 COLUMNS = {"powder": (powder_section.TABLE, powder_section.COLUMNS)}  # by stage: its main table, and what is read of it
 _PART = re.compile(r"-(\d+)of(\d+)-[0-9a-f]+$")  # in the name of a job
 
 
-def _writer(job: str, host: str, rank: int) -> Writer:
-    task = _PART.search(job)
-    part, parts = (int(task[1]), int(task[2])) if task else (0, 1)
-    return Writer(job, host, rank, part, parts)
+def _part(job: str) -> tuple[int, int]:
+    """The part of the campaign that a job worked on, of how many."""
+    named = _PART.search(job)
+    return (int(named[1]), int(named[2])) if named else (0, 1)
 
 
 def _writers(data: ShardData) -> tuple[list[Writer], NDArray[np.int64]]:
@@ -38,7 +37,7 @@ def _writers(data: ShardData) -> tuple[list[Writer], NDArray[np.int64]]:
     host, job = str(data.attributes.get("host", "")), str(data.attributes.get("job", data.path.stem))
     if "shard" not in data.items:  # one shard: one job and host; a rank alone may stand for others
         ranks, of = np.unique(np.asarray(data.items["rank"], np.int64), return_inverse=True)
-        return [_writer(job, host, int(rank)) for rank in ranks], of.reshape(n)
+        return [Writer(job, host, int(rank), *_part(job)) for rank in ranks], of.reshape(n)
     import h5py
 
     with h5py.File(data.path, "r", locking=False) as file:
@@ -73,14 +72,6 @@ def _blocks(paths: list[Path], problems: list[str]) -> Iterator[Block]:
             problems.append(f"{path}: could not be read ({error}); write the report again")
 
 
-def _campaign(run: Path) -> str:
-    """The name in the campaign file of a run directory, if there is one."""
-    try:
-        return str(tomllib.loads((run / "campaign.toml").read_text()).get("campaign", {}).get("name", ""))
-    except (OSError, ValueError):
-        return ""
-
-
 def gather(run: Path) -> tuple[Census, dict[str, Any] | None, list[str]]:
     """What a run directory, or one results file, holds now; where it stands (None for a file); what cannot be read.
 
@@ -90,7 +81,7 @@ def gather(run: Path) -> tuple[Census, dict[str, Any] | None, list[str]]:
         raise InputError(f"{run}: there is no such run or results file; check the name")
     problems: list[str] = []
     if run.is_dir():
-        status = journal.status(run)
+        status = status_of(run)
         return collect(_blocks(sorted((run / "shards").glob("*.h5")), problems)), status, problems
     return collect([_block(read_shard(run, tables=False))]), None, problems
 
@@ -115,7 +106,7 @@ def write_report(run: Path, output: Path | None, tolerance: float = 1.0) -> Path
     folder = path.with_suffix("")
     if folder == path:
         raise InputError(f"{path}: the pictures go into a folder of this name; give the page another, as {path}.html")
-    name = _campaign(run) if run.is_dir() else run.name
+    name = str(status["name"]) if status else run.name
     source = Source(
         place=str(run.resolve()),
         census=census,

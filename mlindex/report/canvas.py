@@ -86,14 +86,16 @@ def render(picture: Picture) -> tuple[Markup, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": picture.name}):
+    style: Any = {**_STYLE, "svg.hashsalt": picture.name}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=picture.size, layout="constrained")
         FigureCanvasAgg(figure)
         picture.draw(figure)
         vector, raster = io.StringIO(), io.BytesIO()
+        figure.savefig(raster, format="png", dpi=DPI, metadata={"Software": "mlindex", "Title": picture.title})
+        figure.set_layout_engine("none")  # the panels have their places; finding them takes longest
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(vector, format="svg", metadata=nothing)
-        figure.savefig(raster, format="png", dpi=DPI, metadata={"Software": "mlindex", "Title": picture.title})
     return _inline(vector.getvalue(), picture), raster.getvalue()
 
 
@@ -149,7 +151,7 @@ def log_edges(values: NDArray, bins: int) -> NDArray[np.float64]:
 def stacked(
     axes: Axes, edges: NDArray, counts: Mapping[str, NDArray], colours: Mapping[str, str], labels: bool = False
 ) -> None:
-    """Histograms on top of each other, one path each: `counts` maps a name to (k,) counts between the edges (k + 1,)."""
+    """Histograms on top of each other, one path each: `counts` maps names to (k,) counts between edges (k + 1,)."""
     base = np.zeros(len(edges) - 1)
     for name, values in counts.items():
         if values.any():
@@ -180,4 +182,6 @@ def legend_above(figure: Figure, names: Sequence[str], colours: Mapping[str, str
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=colours[name], label=name) for name in names]
-    figure.legend(handles=handles, loc="outside upper right", ncols=max(len(handles), 1), handlelength=1, handleheight=1)
+    figure.legend(
+        handles=handles, loc="outside upper right", ncols=max(len(handles), 1), handlelength=1, handleheight=1
+    )

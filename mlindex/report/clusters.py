@@ -54,7 +54,7 @@ class Cluster:
 
 
 def primitive_metrics(cells: Float[np.ndarray, "n 6"], bravais: Sequence[str]) -> Float[np.ndarray, "n 6"]:
-    """Reciprocal metrics (1/angstrom^2) of primitive bases of conventional cells; NaN where there is no such lattice."""
+    """Reciprocal metrics (1/angstrom^2) of primitive bases of conventional cells; NaN where there is no lattice."""
     names = np.asarray(bravais, object)
     metrics = np.full((len(cells), 6), np.nan)
     for name in set(names.tolist()) & set(BRAVAIS):

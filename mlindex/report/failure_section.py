@@ -5,10 +5,14 @@ from __future__ import annotations
 from mlindex.report.census import Census
 from mlindex.report.markup import Markup, element, join, table
 from mlindex.report.quantities import count, percent, plural
-from mlindex.report.reasons import group
+from mlindex.report.reasons import group, without_name
 from mlindex.report.section import Section
 
 SHOWN = 30
+
+
+def _said(census: Census, row: int) -> Markup:
+    return element("span", without_name(census.reason[row], census.source[row]), class_="said")
 
 
 def failure_section(census: Census) -> Section:
@@ -24,10 +28,7 @@ def failure_section(census: Census) -> Section:
         examples = element(
             "ul",
             join(
-                element(
-                    "li", element("code", census.source[row]), " ", element("span", census.reason[row], class_="said")
-                )
-                for row in reason.examples
+                element("li", element("code", census.source[row]), " ", _said(census, row)) for row in reason.examples
             ),
             class_="examples",
         )
@@ -37,6 +38,6 @@ def failure_section(census: Census) -> Section:
         parts.append(element("p", f"{plural(len(reasons) - SHOWN, 'rarer reason')} not shown.", class_="quiet"))
     first = reasons[0]
     glance = join(
-        [f"{plural(total, 'failure')}; most frequent reason ({count(first.count)}): ", element("i", first.pattern), "."]
+        [f"{plural(total, 'failure')}; most frequent reason ({count(first.count)}): ", element("i", first.pattern)]
     )
     return Section("failures", "Failures by reason", parts, glance=[glance])

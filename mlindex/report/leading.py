@@ -1,4 +1,4 @@
-"""The first row of each item in a table of a results file: the best solution, without reading the others into memory."""
+"""The first row of each item in a table of a results file: its best solution, without the others in memory."""
 
 from __future__ import annotations
 

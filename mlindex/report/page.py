@@ -1,4 +1,4 @@
-"""The page: headline, sections and style sheet as one HTML file without scripts and without a reference to elsewhere."""
+"""The page: headline, sections and style sheet as one HTML file, without scripts or references to elsewhere."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _bar(counts: Sequence[int], total: int) -> Markup:
     for name, n in zip(("solved", "unsolved", "failed"), counts, strict=True):
         width = 100 * n / max(total, 1)
         parts.append(
-            Markup(f'<rect class="{name}" x="{at:.3f}" y="0" width="{width:.3f}" height="1"><title>{name}</title></rect>')
+            Markup(
+                f'<rect class="{name}" x="{at:.3f}" y="0" width="{width:.3f}" height="1"><title>{name}</title></rect>'
+            )
         )
         at += width
     said = ", ".join(f"{n} {name}" for name, n in zip(("solved", "unsolved", "failed"), counts, strict=True))
@@ -113,7 +115,9 @@ def _problems(source: Source) -> Markup | None:
     if lost := int(status.get("lost") or 0):
         said.append(f"{lost} {'worker was' if lost == 1 else 'workers were'} lost; their items were given to others.")
     if missing := status.get("missing"):
-        said.append(f"Shards that the journal names are gone, a resumed run does their items again: {', '.join(missing)}.")
+        said.append(
+            f"Shards that the journal names are gone, a resumed run does their items again: {', '.join(missing)}."
+        )
     if not said:
         return None
     return element("div", element("b", "Problems"), element("ul", join(element("li", s) for s in said)), class_="warn")

@@ -1,4 +1,4 @@
-"""What the report says of powder indexing, and of no other method: figures of merit, unit cells, clusters of lattices."""
+"""What the report says of powder indexing and no other method: figures of merit, unit cells, like lattices."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mlindex.report.canvas import (
     log_edges,
     note,
     stacked,
+    whole_numbers,
 )
 from mlindex.report.census import SOLVED, STATUSES, Census
 from mlindex.report.clusters import Cluster, clusters_from_cells
@@ -136,8 +137,8 @@ def _cell_picture(cells: NDArray, bravais: NDArray) -> Picture:
         legend_above(figure, [c for c in _COLOURS if (centring == c).any()], _COLOURS)
 
     caption = (
-        "The best cell of each solved item, conventional setting (monoclinic b unique, rhombohedral in hexagonal axes), "
-        "coloured by centring."
+        "The best cell of each solved item in the conventional setting (monoclinic b unique, rhombohedral in hexagonal "
+        "axes), coloured by centring."
     )
     return Picture("cells", "Unit cells", caption, draw, (10.8, 4.6))
 
@@ -150,7 +151,7 @@ def _cluster_picture(number: int, cluster: Cluster, cells: NDArray) -> Picture:
             values, middle, width = mine[:, column], cluster.cell[column], cluster.spread[column]
             unit = "Å" if column < 3 else "°"
             if np.ptp(values) < 1e-6:
-                note(axes, f"{name} = {middle:g} {unit}")
+                note(axes, f"{name} = {middle:g}{unit if column > 2 else chr(32) + unit}")
                 continue
             low, high = values.min(), values.max()
             if width > 0:
@@ -172,8 +173,7 @@ def _cluster_picture(number: int, cluster: Cluster, cells: NDArray) -> Picture:
     lattice = cluster.bravais[0][0]
     title = f"Cluster {number}: {lattice}, {plural(len(cluster), 'item')}"
     caption = (
-        f"{plural(len(cluster.alike), 'cell')} in the same setting; the line is the normal distribution with their "
-        "median and 1.4826 median absolute deviations."
+        f"{plural(len(cluster.alike), 'cell')} in the same setting; the line is a normal distribution (see the text)."
     )
     return Picture(f"cluster-{number}", title, caption, draw, (10.8, 1.9))
 
@@ -210,13 +210,26 @@ def _cluster_table(clusters: list[Cluster], census: Census, rows: NDArray, solve
     return table([*head, "V (Å³)", "Mean M20", "For instance"], body, left=(3, 12), id="clusters")
 
 
-def _lattices(bravais: NDArray, cells: NDArray) -> Markup:
-    rows = []
-    for name in reversed(BRAVAIS):
-        mine = bravais == name
-        if mine.any():
-            rows.append([name, BRAVAIS[name].system, count(int(mine.sum())), percent(int(mine.sum()), len(bravais))])
-    return table(["Lattice", "System", "Items", "Share"], rows, left=(0, 1), id="lattices")
+def _lattices(bravais: NDArray) -> Picture:
+    names = list(reversed(BRAVAIS))
+    counts = [int((bravais == name).sum()) for name in names]
+    colours = [_COLOURS[_CENTRINGS[name[1]]] for name in names]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        bars = axes.bar(names, counts, color=colours, width=0.72)
+        axes.bar_label(bars, [count(n) if n else "" for n in counts], fontsize=8.5, padding=2)
+        axes.set(ylabel="items", xlabel="Bravais lattice", xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.15 * max(counts)))
+        whole_numbers(axes)
+
+    rows = [
+        [name, BRAVAIS[name].system, count(n), percent(n, len(bravais))]
+        for name, n in zip(names, counts, strict=True)
+        if n
+    ]
+    numbers = table(["Lattice", "System", "Items", "Share"], rows, left=(0, 1), id="lattices-numbers")
+    caption = "Of the best solution of each solved item, coloured by centring as above."
+    return Picture("lattices", "Bravais lattices", caption, draw, (10.8, 1.9), numbers)
 
 
 def powder_sections(census: Census, tolerance: float) -> list[Section]:
@@ -238,14 +251,14 @@ def powder_sections(census: Census, tolerance: float) -> list[Section]:
     if len(several or clusters) > len(shown):
         told.append(f"The {len(shown)} largest are listed.")
     told.append(
-        f"Lattices are alike when the lengths of their Voronoi vectors agree within {100 * tolerance:g} %, whatever their "
-        "setting. Cells are medians, with the spread (1.4826 median absolute deviations) in units of the last digits, "
-        "over the members with the lattice named, in its usual setting."
+        f"Lattices are alike when the lengths of their Voronoi vectors agree within {100 * tolerance:g} %, whatever "
+        "their setting. Cells are medians over the members with the lattice named, in its usual setting; the spread in "
+        "parentheses, in units of the last digits, is 1.4826 median absolute deviations (the standard deviation of a "
+        "normal distribution)."
     )
     parts: list[Markup | Picture] = [
         _cell_picture(cells, bravais),
-        element("h3", "Bravais lattices"),
-        _lattices(bravais, cells),
+        _lattices(bravais),
         element("h3", "Clusters of like lattices"),
         element("p", " ".join(told), id="clusters-text"),
         _cluster_table(shown, census, rows, len(rows)),

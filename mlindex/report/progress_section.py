@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_WHY = {"None": "not begun", "signal": "stopped by a signal", "stop_after": "enough solved"}
+
+
 def _fraction(solved: np.ndarray, done: np.ndarray) -> np.ndarray:
     return np.where(done > 0, 100 * solved / np.maximum(done, 1), np.nan)
 
@@ -26,7 +29,7 @@ def _picture(line: Timeline) -> Picture:
     scale, unit = unit_of_time(line.worked)
     edges, done = line.edges / scale, line.counts.sum(1)
     grown = np.concatenate([np.zeros((1, 3)), line.counts.cumsum(0)])
-    width = duration(line.edges[1] - line.edges[0])
+    width = duration(float(line.edges[1]))
 
     def draw(figure: Figure) -> None:
         bars, sums, share = figure.subplots(1, 3)
@@ -59,8 +62,8 @@ def _picture(line: Timeline) -> Picture:
         f"so far.{pauses}"
     )
     rows = [
-        [f"{edges[i]:.4g}–{edges[i + 1]:.4g}", *line.counts[i].tolist(), percent(line.counts[i, 0], done[i])]
-        for i in range(len(done))
+        [f"{edges[i]:.4g}–{edges[i + 1]:.4g}", *counts, percent(counts[0], sum(counts))]
+        for i, counts in enumerate(line.counts.tolist())
     ]
     numbers = table([f"time worked ({unit})", *STATUSES, "indexed"], rows, id="timeline-numbers")
     return Picture("timeline", "Success over time", caption, draw, (10.8, 2.75), numbers)
@@ -79,34 +82,20 @@ def _stages(census: Census) -> list[list[Any]]:
 
 
 def _tasks(census: Census, status: Mapping[str, Any] | None) -> list[list[Any]]:
-    """One row an array task: the counts from the results, the rest as `status` of the journal tells it."""
-    told = {(int(t["part"]), int(t["parts"])): t for t in (status or {}).get("tasks", ())}
-    part_of = np.array([(w.part, w.parts) for w in census.writers], np.int64).reshape(-1, 2)[census.writer]
-    found = {(int(a), int(b)) for a, b in np.unique(part_of, axis=0)}
+    """One row an array task: as the status of the run tells it, else from the jobs that wrote the results."""
     rows: list[list[Any]] = []
-    for part, parts in sorted({*told, *found}, key=lambda key: (key[1], key[0])):
-        mine = (part_of == (part, parts)).all(1)
-        solved, unsolved, failed = census.counts(mine)
-        done = int(mine.sum())
-        more = told.get((part, parts), {})
-        speed = more.get("rate")
-        name = "whole run" if parts == 1 else f"{part} of {parts}"
-        state = "working" if more.get("active") else str(more.get("why") or "")
-        rows.append(
-            [
-                name,
-                done,
-                solved,
-                unsolved,
-                failed,
-                more.get("left", ""),
-                percent(solved, done),
-                rate(speed) if speed else "",
-                more.get("rounds", ""),
-                more.get("lost", ""),
-                state,
-            ]
-        )
+    if status is not None:
+        for task in status.get("tasks", ()):
+            counts = [task[name] for name in STATUSES]
+            state = "working" if task.get("active") else _WHY.get(str(task.get("why")), str(task.get("why") or ""))
+            speed = rate(task["rate"]) if task.get("rate") else ""
+            more = [task["left"], percent(counts[0], task["done"]), speed, task["rounds"], task["lost"], state]
+            rows.append([f"{task['part']} of {task['parts']}", task["done"], *counts, *more])
+        return rows
+    part_of = np.array([(w.part, w.parts) for w in census.writers], np.int64).reshape(-1, 2)[census.writer]
+    for part, parts in sorted(map(tuple, np.unique(part_of, axis=0).tolist()), key=lambda key: (key[1], key[0])):
+        counts = list(census.counts((part_of == (part, parts)).all(1)))
+        rows.append([f"{part} of {parts}", sum(counts), *counts, "", percent(counts[0], sum(counts)), "", "", "", ""])
     return rows
 
 
@@ -122,6 +111,18 @@ def progress_section(census: Census, line: Timeline | None, status: Mapping[str,
         parts.append(table(head, _stages(census), id="stages"))
     tasks = _tasks(census, status)
     if len(tasks) > 1:
-        head = ["Array task", "Done", "Solved", "Unsolved", "Failed", "Left", "Indexed", "Rate", "Rounds", "Lost", "Now"]
+        head = [
+            "Array task",
+            "Done",
+            "Solved",
+            "Unsolved",
+            "Failed",
+            "Left",
+            "Indexed",
+            "Rate",
+            "Rounds",
+            "Lost",
+            "State",
+        ]
         parts.append(table(head, tasks, left=(0, 10), id="tasks"))
     return Section("progress", "Success over time", parts, overview=True)

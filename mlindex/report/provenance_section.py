@@ -77,9 +77,9 @@ def _jobs(census: Census) -> tuple[Markup, int]:
         task = f"{writers[0].part} of {writers[0].parts}" if writers[0].parts > 1 else ""
         row = [span.job, task, clock(span.start), duration(span.end - span.start), len(writers), named, count(items)]
         rows.append(row)
-    return table(["Job", "Task", "Began", "Worked", "Ranks", "Hosts", "Items"], rows, left=(0, 1, 2, 5), id="jobs"), len(
-        jobs
-    )
+    return table(
+        ["Job", "Task", "Began", "Worked", "Ranks", "Hosts", "Items"], rows, left=(0, 1, 2, 5), id="jobs"
+    ), len(jobs)
 
 
 def provenance_section(census: Census) -> Section:

@@ -6,12 +6,12 @@ import math
 from datetime import datetime
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: int | float) -> str:
     """A time since 1970 as date and time with the zone of this machine."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """ "0.8 s", "45 s", "12 min 5 s", "3 h 20 min", "2 d 4 h"."""
     if not math.isfinite(seconds):
         return "–"
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     raise AssertionError("the last unit has no end")
 
 
-def stopwatch(seconds: float) -> str:
+def stopwatch(seconds: int | float) -> str:
     """ "0:02:19", "12:35:10", "2 d 4:10:00": short enough for a headline."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -36,19 +36,19 @@ def stopwatch(seconds: float) -> str:
     return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def unit_of_time(seconds: float) -> tuple[float, str]:
+def unit_of_time(seconds: int | float) -> tuple[float, str]:
     """The unit (in s, and its symbol) that an axis of this length is best labelled in."""
     if seconds < 180:
         return 1.0, "s"
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
 
 
-def percent(part: float, whole: float) -> str:
+def percent(part: int | float, whole: int | float) -> str:
     """ "12.5 %", or a dash of nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def rate(per_second: float) -> str:
+def rate(per_second: int | float) -> str:
     """Items a second, a minute or an hour, whichever gives a number that can be read."""
     for factor, unit in ((1, "s"), (60, "min"), (3600, "h")):
         if per_second * factor >= 1 or unit == "h":

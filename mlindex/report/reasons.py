@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 EXAMPLES = 3
-_PATH = re.compile(r"(?<![\w/])(?:~|\.{0,2})?/?(?:[^\s/:;,'\"()]+/)+[^\s/:;,'\"()]+|\b[\w.-]+\.(?:txt|csv|json|npy|h5|pkslst|dat|xy|cxi|cif)\b")
+_PATH = re.compile(
+    r"(?<![\w/])(?:~|\.{1,2})?/[^\s:;,'\"()]+"  # from a root
+    r"|(?<![\w/.-])[\w./-]+\.(?:txt|csv|json|npy|h5|pkslst|dat|xy|cxi|cif)\b"
+)
 _NUMBER = re.compile(r"(?<![\w^.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w^])(?!\.\d)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_LINES = 300  # characters of a reason that count; tracebacks and lists of values go on for ever
+_LONGEST = 300  # characters of a reason that count; tracebacks and lists of values go on for ever
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,24 @@ class Reason:
     examples: tuple[int, ...]
 
 
+def without_name(sentence: str, source: str) -> str:
+    """The sentence in one line, without the "FOLDER/NAME: " of its input that it begins with, as is the custom."""
+    short, name = " ".join(sentence.split()), " ".join(source.split())
+    return re.sub(rf"^[^:]*{re.escape(name)}:\s+", "", short) if name else short
+
+
 def pattern(sentence: str, source: str = "") -> str:
     """The sentence without the name of the input (`source`), other paths, quoted text and numbers: … in their place."""
-    short = " ".join(sentence.split())
-    if name := " ".join(source.split()):
-        short = re.sub(rf"^[^:]*{re.escape(name)}:\s+", "", short)  # "FOLDER/NAME: what is wrong", as is the custom
-        if "." in name or "/" in name:  # else it may be a word of the sentence
-            short = re.sub(rf"(?<!\w)\S*{re.escape(name)}(?!\w)", "…", short)
+    short, name = without_name(sentence, source), " ".join(source.split())
+    if "." in name or "/" in name:  # else it may be a word of the sentence
+        short = re.sub(rf"(?<!\w)\S*{re.escape(name)}(?!\w)", "…", short)
     short = _QUOTED.sub("…", short)
-    short = _PATH.sub("…", short[: 4 * _LINES])
+    short = _PATH.sub("…", short[: 4 * _LONGEST])
     short = _NUMBER.sub("…", short)
     short = re.sub(r"[^\s…]*/…", "…", short)  # a folder left before a name
     short = re.sub(r"(?:…[\s,;]+)+…", "…", short)
     short = re.sub(r"^…:\s*", "", short).strip()
-    return short[:_LINES] or "no reason was given"
+    return short[:_LONGEST] or "no reason was given"
 
 
 def group(failures: Iterable[tuple[int, str, str]]) -> list[Reason]:

@@ -22,8 +22,10 @@ header .where { margin: 4px 0 0; color: var(--quiet); font-size: 13.5px; overflo
 .tile.solved { border-top-color: var(--solved); } .tile.unsolved { border-top-color: var(--unsolved); }
 .tile.failed { border-top-color: var(--failed); }
 .tile dt { color: var(--quiet); font-size: 13px; }
-.tile dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.3; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.tile small { display: block; font-size: 12.5px; font-weight: 400; color: var(--quiet); line-height: 1.35; white-space: normal; }
+.tile dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.3; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.tile small { display: block; font-size: 12.5px; font-weight: 400; color: var(--quiet); line-height: 1.35;
+  white-space: normal; }
 dl { margin: 0; }
 .bar { width: 100%; height: 12px; display: block; border-radius: 3px; background: var(--left); }
 .bar .solved { fill: var(--solved); } .bar .unsolved { fill: var(--unsolved); } .bar .failed { fill: var(--failed); }
@@ -42,13 +44,15 @@ figure { margin: 10px 0 18px; break-inside: avoid; }
 figure svg { width: 100%; height: auto; display: block; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figure svg text { font-family: var(--sans) !important; }
-figcaption { color: var(--quiet); font-size: 13.5px; max-width: 110ch; } figcaption b { color: var(--ink); }
+figcaption { color: var(--quiet); font-size: 13.5px; max-width: 125ch; } figcaption b { color: var(--ink); }
 details { font-size: 13.5px; margin-top: 4px; } summary { cursor: pointer; color: var(--link); width: max-content; }
 .frame { overflow-x: auto; margin: 8px 0; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; min-width: 46%; }
 th, td { padding: 5px 11px 5px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--quiet); border-bottom: 1.5px solid #9aa5b1; vertical-align: bottom; }
-td { white-space: nowrap; } td.word, th.word { text-align: left; } td.word { white-space: normal; overflow-wrap: anywhere; }
+td { white-space: nowrap; } td.word, th.word { text-align: left; }
+td.word:not(:first-child), th.word:not(:first-child) { padding-left: 12px; }
+td.word { white-space: normal; overflow-wrap: anywhere; }
 td:last-child, th:last-child { padding-right: 2px; } tbody tr:nth-child(even) { background: #fafbfc; }
 #clusters { width: 100%; } #clusters td:last-child { min-width: 150px; } #reasons { width: 100%; }
 #clusters td.word:nth-child(4) { white-space: nowrap; }

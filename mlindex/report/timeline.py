@@ -1,4 +1,4 @@
-"""When items were done: the time that jobs worked, without the pauses between them, and what came of each part of it."""
+"""When items were done: the time that jobs worked, without the pauses between them, and what came of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mlindex.report.census import Census
 BINS = 48
 _PAUSE = 120.0  # seconds without a job that are left out, if they are also the following share of the time worked
 _SHARE = 0.02
+_WIDTHS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)  # s
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Items by time worked: `edges` (k + 1,) in s since the first job began, pauses left out; `counts` (k, 3).
+    """Items by time worked: `counts` (k, 3) between `edges` (k + 1,), s since the first job began, pauses left out.
 
     `pauses` has the place (s worked) and the length (s) of each pause; `worked` is the whole time (s) without them;
     `start` and `end` (s since 1970) are those of the run.
@@ -80,6 +81,12 @@ def _merged(jobs: list[Span]) -> list[tuple[float, float]]:
     return [(start, end) for start, end in closed]
 
 
+def _edges(total: float) -> NDArray[np.float64]:
+    """Edges from 0 past `total` (s), at most BINS + 1 of them, of a width that has a round name."""
+    width = next((w for w in _WIDTHS if w * BINS >= total), 86400.0 * np.ceil(total / BINS / 86400))
+    return float(width) * np.arange(int(total / width) + 2, dtype=float)
+
+
 def timeline(census: Census) -> Timeline | None:
     """The timeline of a run; None where nothing was done."""
     periods = _merged(spans(census))
@@ -91,7 +98,7 @@ def timeline(census: Census) -> Timeline | None:
     worked = np.array([x for end, length in zip(ends, lengths, strict=True) for x in (end - length, end)])
     at = np.interp(census.time, clock, worked)
     total = max(float(ends[-1]), 1e-3)
-    edges = np.linspace(0, total, max(1, min(BINS, len(census))) + 1)
+    edges = _edges(total)
     counts = np.stack([np.histogram(at[census.status == s], edges)[0] for s in range(3)], 1).astype(np.int64)
     gaps = zip(ends[:-1], periods[:-1], periods[1:], strict=True)
     pauses = tuple((float(place), after[0] - before[1]) for place, before, after in gaps)

@@ -31,7 +31,7 @@ def _sums(census: Census) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     return items, failed, work, np.array([lasted.get(w.job, 0.0) for w in census.writers])
 
 
-def _busy(work: float, lasted: float) -> str:
+def _busy(work: int | float, lasted: int | float) -> str:
     return percent(min(work, lasted), lasted)
 
 
@@ -67,7 +67,7 @@ def _ranks(census: Census) -> tuple[Markup, int]:
         task = f"{who.part} of {who.parts}" if who.parts > 1 else ""
         middle = _median(census.seconds[by_writer[i]])
         each = f"{work[i] / items[i]:.3g}"
-        busy = _busy(work[i], lasted[i])
+        busy = _busy(float(work[i]), float(lasted[i]))
         rows.append([who.job, task, who.rank, who.host, count(int(items[i])), int(failed[i]), each, middle, busy])
     head = ["Job", "Task", "Rank", "Host", "Items", "Failed", "Mean (s)", "Median (s)", "Busy"]
     return table(head, rows, left=(0, 1, 3), id="ranks"), len(order)
@@ -96,19 +96,24 @@ def _picture(census: Census) -> Picture:
         else:
             note(each, "no times")
         if busy.size:
-            ranks.stairs(busy, np.arange(len(busy) + 1) + 0.5, baseline=0, fill=True, color="#9fb3c8")
+            if len(busy) <= RANKS:
+                ranks.bar(np.arange(len(busy)) + 1, busy, width=0.75, color="#9fb3c8")
+            else:  # one path
+                ranks.stairs(busy, np.arange(len(busy) + 1) + 0.5, baseline=0, fill=True, color="#9fb3c8")
             ranks.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             ranks.set(title="Ranks at work", xlabel="rank of a job, busiest first", ylabel="busy (%)", ylim=(0, 103))
+            ranks.set_xlim(0.3, len(busy) + 0.7)
         else:
             note(ranks, "no ranks")
         legend_above(figure, STATUSES, STATUS_COLOURS)
 
     without = int((~positive).sum())
-    caption = (
-        "Busy: the time spent on items over the time from the start of the job to its last item"
-        + (f". {plural(without, 'item')} without a time (inputs that could not be read) left out." if without else ".")
+    caption = "Busy: the time spent on items over the time from the start of the job to its last item" + (
+        f". {plural(without, 'item')} without a time (inputs that could not be read) left out." if without else "."
     )
-    rows = [[f"{edges[i]:.3g}–{edges[i + 1]:.3g}", *(int(c[i]) for c in counts.values())] for i in range(len(edges) - 1)]
+    rows = [
+        [f"{edges[i]:.3g}–{edges[i + 1]:.3g}", *(int(c[i]) for c in counts.values())] for i in range(len(edges) - 1)
+    ]
     numbers = table(["time (s)", *STATUSES], rows, id="seconds-numbers") if values.size else None
     return Picture("seconds", "Timing", caption, draw, (10.8, 2.6), numbers)
 
@@ -144,6 +149,8 @@ def timing_section(census: Census) -> Section:
         _slowest(census),
     ]
     total = float(census.seconds.sum())
-    glance = f"An item took {np.median(census.seconds):.3g} s in the middle, at most {census.seconds.max():.3g} s; "
-    glance += f"{duration(total)} of work in all."
+    glance = (
+        f"Half of the items took less than {duration(float(np.median(census.seconds)))}, the slowest "
+        f"{duration(float(census.seconds.max()))}; {duration(total)} of work in all."
+    )
     return Section("timing", "Timing", parts, glance=[text(glance)])
