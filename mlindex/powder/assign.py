@@ -18,6 +18,17 @@ BINS = 8192
 TILE = 4096  # candidates screened together: bounds the memory at TILE x reflections
 MOST_LINES = 32  # bits of a word
 
+# Mean number of reciprocal nodes that share a line, as a fraction of a half sphere of nodes
+NODES_PER_REFLECTION = {
+    "cubic": 20.0,
+    "tetragonal": 8.0,
+    "hexagonal": 9.5,
+    "rhombohedral": 5.7,
+    "orthorhombic": 3.4,
+    "monoclinic": 1.75,
+    "triclinic": 1.0,
+}
+
 
 def line_table(
     q: Float[np.ndarray, " n"], tolerance: Float[np.ndarray, " n"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from scipy.special import betaln, logsumexp
+from scipy.special import betaln
 
 from mlindex.crystal.derivatives import hermite_forms
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
@@ -30,6 +30,7 @@ CLOSE = 0.03  # degrees 2theta: a line this near to a reflection is always used,
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
+PARAMETER = 8.0  # nats: what a free parameter costs at least that 20 lines fix to 1e-4 of itself
 SUPERSTRUCTURE = 0.005  # prior probability that a cell is a superstructure, whose own lines are weak
 SEEN_WEAK = (1.0, 3.0)  # Beta prior of pi for the lines that a superstructure adds
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
@@ -254,8 +255,38 @@ def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = No
     if fit.zero_fitted:
         prior += -0.5 * (fit.zero / ZERO_SIGMA) ** 2 - np.log(ZERO_SIGMA * np.sqrt(2 * np.pi))
     log_s = -0.5 * (np.log(_S / ERROR_MEDIAN) / ERROR_SPREAD) ** 2
-    log_s -= logsumexp(log_s)
-    return logsumexp(position + seen + (occam + log_s)[None], axis=1) + prior
+    log_s -= np.logaddexp.reduce(log_s)
+    return np.logaddexp.reduce(position + seen + (occam + log_s)[None], axis=1) + prior
+
+
+def _predicted(
+    fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]
+) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " c"], Bool[np.ndarray, " c"]]:
+    """Which reflections can be seen up to the last line; which predicted lines they make, and which of those are."""
+    count = int(fit.cluster[-1]) + 1
+    q_last = lines.q[-1] + resolution(lines) * lines.w[-1]
+    visible = ~absent & (np.sqrt(fit.q2) <= q_last)
+    present = np.bincount(fit.cluster, visible, count) > 0
+    error = max(fit.error, float(_S[0]))
+    normal = -0.5 * (fit.residual / error) ** 2 - np.log(error * np.sqrt(2 * np.pi))
+    hit = _one_line_a_reflection(fit.reflection, fit.residual) & (normal > _log_background(lines))
+    seen = (np.bincount(fit.cluster[fit.reflection], hit, count) > 0) & present
+    return visible, present, seen
+
+
+def most_to_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"], parameters: int) -> float:
+    """By how much the log evidence of a perfect cell with `parameters` more free parameters would exceed that of `fit`.
+
+    Such a cell explains every line, none worse than lines usually fit, and predicts no other; it pays for its
+    parameters. Below zero, no lattice of so much lower symmetry need be searched.
+    """
+    _, present, seen = _predicted(fit, lines, absent)
+    alpha, beta = SEEN
+    hits, misses, n = int(seen.sum()), int((present & ~seen).sum()), len(lines)
+    absences = betaln(alpha + n, beta) - betaln(alpha + hits, beta + misses)
+    best = -np.log(ERROR_MEDIAN * np.sqrt(2 * np.pi)) - _log_background(lines)
+    worse = max(float(np.log(fit.error / ERROR_MEDIAN)), 0.0)
+    return float(absences + (n - hits) * best + hits * worse - PARAMETER * parameters)
 
 
 def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) -> float:
@@ -264,18 +295,12 @@ def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) 
     The lines that a sublattice of index 2 or 3 would have, and those that the superstructure adds, are then seen with
     probabilities of their own; one such sublattice, or none, is the case, and the sum over them replaces the one pi.
     """
-    count = int(fit.cluster[-1]) + 1
-    q_last = lines.q[-1] + resolution(lines) * lines.w[-1]
-    visible = ~absent & (np.sqrt(fit.q2) <= q_last)
+    visible, present, seen = _predicted(fit, lines, absent)
+    count = len(present)
     forms = np.concatenate([hermite_forms(2), hermite_forms(3)]).astype(np.float64)
     indices = fit.hkl @ BRAVAIS[fit.bravais].primitive @ np.swapaxes(np.linalg.inv(forms), 1, 2)  # (k, m, 3)
     kept = (np.abs(indices - np.rint(indices)) < 1e-6).all(2) & visible
-    present = np.bincount(fit.cluster, visible, count) > 0
     basic = np.unique([np.bincount(fit.cluster, row, count) > 0 for row in kept], axis=0)  # (k, clusters)
-    error = max(fit.error, float(_S[0]))
-    normal = -0.5 * (fit.residual / error) ** 2 - np.log(error * np.sqrt(2 * np.pi))
-    hit = _one_line_a_reflection(fit.reflection, fit.residual) & (normal > _log_background(lines))
-    seen = (np.bincount(fit.cluster[fit.reflection], hit, count) > 0) & present
     (alpha, beta), (weak_alpha, weak_beta) = SEEN, SEEN_WEAK
     hits, misses = int(seen.sum()), int((present & ~seen).sum())
     single = betaln(alpha + hits, beta + misses) - betaln(alpha, beta)
@@ -287,4 +312,4 @@ def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) 
     own = np.log1p(-SUPERSTRUCTURE)
     if not len(double):
         return float(own)
-    return float(np.logaddexp(own, np.log(SUPERSTRUCTURE / len(forms)) + logsumexp(double) - single))
+    return float(np.logaddexp(own, np.log(SUPERSTRUCTURE / len(forms)) + np.logaddexp.reduce(double) - single))

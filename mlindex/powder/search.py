@@ -22,7 +22,7 @@ from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import products_from_hkl, transform_metric, volume_from_reciprocal_metric
 from mlindex.crystal.reduction import lattice_distance, vonorms
 from mlindex.crystal.reflections import reference_hkl
-from mlindex.powder import assign, judge, propose, refine, zones
+from mlindex.powder import assign, judge, propose, refine, survey, zones
 from mlindex.powder.lines import Lines
 from mlindex.powder.relatives import relatives
 
@@ -32,18 +32,11 @@ SHORTEST = 2.1  # angstrom: beryllium has 2.2, and no crystal that gets indexed 
 SAME_LATTICE = 0.004  # largest relative difference of the Voronoi vectors of one lattice found twice
 ORDER = ("cF", "cI", "cP", "hR", "hP", "tI", "tP", "oF", "oI", "oS", "oP", "mC", "mP", "aP")
 
-# Mean number of reciprocal nodes that share a line, as a fraction of a half sphere of nodes
-_NODES_PER_REFLECTION = {
-    "cubic": 20.0,
-    "tetragonal": 8.0,
-    "hexagonal": 9.5,
-    "rhombohedral": 5.7,
-    "orthorhombic": 3.4,
-    "monoclinic": 1.75,
-    "triclinic": 1.0,
-}
 _REFERENCE = {1: 100, 2: 200, 3: 300, 4: 400, 6: 400}  # reflections in refinement, by number of free parameters
 _SCREENED_REFLECTIONS = 96
+_SURVEYED = 8  # cells that a survey of several lattices leaves to be judged
+_BEYOND = 20.0  # nats of a survey's score below the best at which the evidence never decides otherwise
+_PARAMETER = 5.0  # nats of a survey's score that a free parameter is worth
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,8 @@ class Pass:
     random: int = 0  # random cells added to the screened ones, three- and more-parameter lattices
     searched: int = SEARCHED  # lines that candidates are screened and refined against
     dominant: bool = False  # combine the lines outside a dominant row or zone; nothing to do where there is none
+    surveyed: bool = False  # lattices of few parameters by `survey`, the others only where none of those convinces
+    leaders: int = 6  # whose relatives are judged
     unless: float = 4.2  # left out where a solution gains so many nats a line over chance and explains the lines
 
 
@@ -67,7 +62,7 @@ _MORE = {1: 20, 2: 18, 3: 15, 4: 15, 6: 13}
 _MANY = {1: 20, 2: 20, 3: 16, 4: 16, 6: 14}
 _SHIFTS = (-0.05, 0.05, -0.1, 0.1)
 EFFORTS: dict[str, tuple[Pass, ...]] = {
-    "quick": (Pass(0.035, _FEW, 300),),
+    "quick": (Pass(0.035, _FEW, 300, surveyed=True, leaders=1),),
     "normal": (
         Pass(0.035, _FEW, 500),
         Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True, unless=5.0),
@@ -138,7 +133,7 @@ def screened(
     if count:
         width = sweep.tolerance * lines.w
         table, scale = assign.line_table(lines.q, width)
-        density = 2 * np.pi * lines.q**2 / _NODES_PER_REFLECTION[lattice.system] / lattice.multiplicity
+        density = 2 * np.pi * lines.q**2 / assign.NODES_PER_REFLECTION[lattice.system] / lattice.multiplicity
         expected = _padded(
             2 * width * density, 50.0, sweep.searched
         )  # padding is explained by chance: it weighs nothing
@@ -244,6 +239,39 @@ def convincing(best: Judged, lines: Lines, impurities: int, gain: float) -> bool
     return unexplained <= impurities + len(lines) // 10 and best.gain > gain * len(lines)
 
 
+def settled(found: Sequence[Judged], lines: Lines, lattices: Sequence[str]) -> bool:
+    """True where none of `lattices`, however well it fits, can have more evidence than the best that is `found`."""
+    if not found or not lattices:
+        return bool(found)
+    best = found[0]
+    more = min(BRAVAIS[b].n_free for b in lattices) - BRAVAIS[best.fit.bravais].n_free
+    return judge.most_to_gain(best.fit, lines, best.absent, more) < 0
+
+
+def surveyed(
+    lines: Lines, lattices: Sequence[str], max_volume: float | None, seed: int
+) -> list[tuple[str, Float[np.ndarray, " 6"]]]:
+    """The cells of `lattices` worth judging, at most `_SURVEYED`, by `survey.survey`.
+
+    Its scores compare between lattices once every free parameter, which the cell has fitted to chance, is paid for.
+    """
+    seen = survey.observed(lines)
+    cells: list[tuple[str, np.ndarray]] = []
+    worth: list[float] = []
+    for bravais in lattices:
+        window = propose.volume_window(lines.first(SEARCHED), bravais, max_volume)
+        if window.high <= window.low:
+            continue
+        found, score = survey.survey(seen, bravais, window, seed)
+        if max_volume is not None:  # the volume moves in refinement
+            small = volume_from_reciprocal_metric(found) <= max_volume
+            found, score = found[small], score[small]
+        cells += [(bravais, g) for g in found[:_SURVEYED]]
+        worth += (score[:_SURVEYED] - _PARAMETER * BRAVAIS[bravais].n_free).tolist()
+    order = np.argsort(-np.array(worth), kind="stable")[:_SURVEYED].tolist()
+    return [cells[i] for i in order if worth[i] > worth[order[0]] - _BEYOND]
+
+
 def search(
     lines: Lines,
     *,
@@ -253,7 +281,6 @@ def search(
     impurities: int = 3,
     fit_zero: bool = True,
     seed: int = 0,
-    leaders: int = 6,
 ) -> list[Judged]:
     """The lattices that explain the lines, best first; one entry a lattice."""
     fit_zero = fit_zero and lines.wavelength is not None
@@ -269,14 +296,20 @@ def search(
                 choices = zones.selections(shifted, max(sweep.combined.values()), sweep.tolerance)
             else:
                 choices = [np.arange(len(shifted))]
-            for choice, bravais in itertools.product(choices, wanted):
+            left = wanted
+            if sweep.surveyed:
+                left = [b for b in wanted if BRAVAIS[b].n_free > survey.MOST_FREE]
+                likely = surveyed(shifted, [b for b in wanted if b not in left], max_volume, seed)
+                found = merged(judged(ranked, likely, fit_zero=fit_zero, zero=zero))
+                left = [] if settled(found, ranked, left) else left
+            for choice, bravais in itertools.product(choices, left):
                 candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
                 cells = refined(shifted, bravais, candidates, sweep, seed)
                 if max_volume is not None:  # the volume moves in refinement
                     cells = cells[volume_from_reciprocal_metric(cells) <= max_volume]
                 found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)
         found = merged(found)
-        for leader in found[:leaders]:
+        for leader in found[: sweep.leaders]:
             tolerance = max(0.004, 6 * leader.fit.error * float(lines.w[0] / lines.q[0]))
             near = [
                 (b, g)

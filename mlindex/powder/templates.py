@@ -32,9 +32,9 @@ def design(hkl: Integer[np.ndarray, "... 3"], system: str) -> Float[np.ndarray, 
     return products_from_hkl(np.asarray(hkl, np.float64)) @ SYSTEMS[system].embed
 
 
-def _exhaustive(bravais: str) -> Int[np.ndarray, "t p 3"]:
+def _exhaustive(bravais: str, lowest: int | None) -> Int[np.ndarray, "t p 3"]:
     p = BRAVAIS[bravais].n_free
-    low = reference_hkl(bravais, _LOW_INDEX[p])
+    low = reference_hkl(bravais, lowest or _LOW_INDEX[p])
     return np.array(list(itertools.permutations(low, p)))
 
 
@@ -45,10 +45,14 @@ def _stored(bravais: str) -> Int[np.ndarray, "t p 3"]:
 
 
 @cache
-def solved_templates(bravais: str, count: int) -> Float[np.ndarray, "t p p"]:
-    """Inverse systems, float32 (t, p, p): free parameters = inverse @ q2 of the p lines; at most `count` templates."""
+def solved_templates(bravais: str, count: int, lowest: int | None = None) -> Float[np.ndarray, "t p p"]:
+    """Inverse systems, float32 (t, p, p): free parameters = inverse @ q2 of the p lines.
+
+    For one- and two-parameter lattices all combinations of the `lowest` reflections (None: as many as a thorough search
+    needs), for the others at most `count` templates.
+    """
     lattice = BRAVAIS[bravais]
-    hkl = _exhaustive(bravais) if lattice.n_free in _LOW_INDEX else _stored(bravais)[:count]
+    hkl = _exhaustive(bravais, lowest) if lattice.n_free in _LOW_INDEX else _stored(bravais)[:count]
     rows = design(hkl, lattice.system)
     return np.linalg.inv(rows[np.abs(np.linalg.det(rows)) > 0.5]).astype(np.float32)
 
