@@ -8,6 +8,8 @@ for both to be negligible, and short enough that little is lost with a worker an
 
 from __future__ import annotations
 
+import math
+
 DISPATCH = 150e-6  # seconds of rank 0 a batch (benchmarks/speed/dispatch.py)
 COMMIT = 10e-3  # seconds a batch for the file system to take the results, twice synchronised
 BUSY = 0.5  # largest fraction of the time that rank 0 should be busy
@@ -24,4 +26,4 @@ def batch_seconds(workers: int) -> float:
 def batch_size(item_seconds: float, workers: int) -> int:
     """Items a batch, where an item takes so many seconds: a power of two, so that compiled batch sizes are few."""
     wanted = min(max(batch_seconds(workers) / max(item_seconds, 1e-9), 1.0), MOST)
-    return 1 << max(round(wanted).bit_length() - 1, 0) if wanted < 2 else 1 << (round(wanted) - 1).bit_length()
+    return 1 << (math.ceil(wanted) - 1).bit_length()
