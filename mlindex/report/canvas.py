@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlindex.records import InputError
 from mlindex.report.markup import Markup, element, join, text
+from mlindex.report.quantities import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,9 +172,10 @@ def stacked(
 
 
 def whole_numbers(axes: Axes) -> None:
-    """Counts have no decimals."""
-    from matplotlib.ticker import MaxNLocator
+    """Counts have no decimals, and spaces between thousands."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(round(value))))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 

@@ -91,6 +91,7 @@ def _headline(source: Source, line: Timeline | None) -> Markup:
     pauses = sum(length for _, length in line.pauses) if line is not None else 0.0
     remark = f"and {duration(pauses)} of pauses" if pauses else ""
     eta = status.get("eta")
+    now = rate(status["rate_now"]) if status.get("rate_now") else ""
     speed = rate(done / worked) if worked else "–"
     tiles = [
         _tile("done", "Done", count(done), f"of {count(total)}"),
@@ -99,7 +100,7 @@ def _headline(source: Source, line: Timeline | None) -> Markup:
         _tile("failed", "Failed", count(failed), percent(failed, done)),
         _tile("left", "Left", count(left), f"about {duration(eta)} more" if eta and kind == "running" else ""),
         _tile("time", "Wall time", stopwatch(worked) if line else "–", remark),
-        _tile("rate", "Rate", speed, "items, over all"),
+        _tile("rate", "Rate", speed, f"items; {now} now" if now and kind == "running" else "items, over all"),
     ]
     head = element(
         "header",
@@ -120,7 +121,13 @@ def _problems(source: Source) -> Markup | None:
         )
     if not said:
         return None
-    return element("div", element("b", "Problems"), element("ul", join(element("li", s) for s in said)), class_="warn")
+    return element(
+        "div",
+        element("b", "Problems"),
+        element("ul", join(element("li", s) for s in said)),
+        class_="warn",
+        id="problems",
+    )
 
 
 def _section(section: Section, folder: str, pictures: dict[str, bytes]) -> Markup:

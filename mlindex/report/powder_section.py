@@ -39,6 +39,7 @@ _CENTRINGS = {"P": "P", "S": "C (base)", "C": "C (base)", "I": "I", "F": "F", "R
 _COLOURS = {"P": "#0072b2", "C (base)": "#e69f00", "I": "#009e73", "F": "#cc79a7", "R": "#56b4e9"}
 _CELL = ("a", "b", "c", "α", "β", "γ")
 _BINS = 50
+_LIMITS = {"probability": (0.0, 1.0)}
 
 
 def _quantities(best: Mapping[str, NDArray]) -> dict[str, tuple[str, NDArray[np.float64]]]:
@@ -80,12 +81,12 @@ def _merit_picture(census: Census) -> Picture:
             if not fit.any():
                 note(axes, f"no {label}")
                 continue
-            if name in logarithmic:
+            if name in logarithmic and values[fit].max() > 5 * values[fit].min():  # else there would be no ticks
                 edges = log_edges(values[fit], 40)
                 axes.set_xscale("log")
                 _number(axes)
             else:
-                edges = bar_edges(values[fit], 40)
+                edges = bar_edges(values[fit], 40, *_LIMITS.get(name, (None, None)))
             counts = {s: np.histogram(values[fit & (status == k)], edges)[0] for k, s in enumerate(STATUSES)}
             stacked(axes, edges, counts, STATUS_COLOURS)
             axes.set(xlabel=label, ylabel="items")

@@ -10,7 +10,7 @@ import numpy as np
 from mlindex.report.canvas import INK, STATUS_COLOURS, Picture, legend_above, stacked, whole_numbers
 from mlindex.report.census import STATUSES, Census
 from mlindex.report.markup import Markup, element, table
-from mlindex.report.quantities import clock, duration, percent, rate, unit_of_time
+from mlindex.report.quantities import clock, count, duration, percent, rate, unit_of_time
 from mlindex.report.section import Section
 from mlindex.report.timeline import Timeline
 
@@ -77,7 +77,7 @@ def _stages(census: Census) -> list[list[Any]]:
         done = int(mine.sum())
         spent = float(census.seconds[mine].sum())
         each = f"{spent / done:.3g}" if done else ""
-        rows.append([stage, done, solved, unsolved, failed, percent(solved, done), each])
+        rows.append([stage, *map(count, (done, solved, unsolved, failed)), percent(solved, done), each])
     return rows
 
 
@@ -89,13 +89,24 @@ def _tasks(census: Census, status: Mapping[str, Any] | None) -> list[list[Any]]:
             counts = [task[name] for name in STATUSES]
             state = "working" if task.get("active") else _WHY.get(str(task.get("why")), str(task.get("why") or ""))
             speed = rate(task["rate"]) if task.get("rate") else ""
-            more = [task["left"], percent(counts[0], task["done"]), speed, task["rounds"], task["lost"], state]
-            rows.append([f"{task['part']} of {task['parts']}", task["done"], *counts, *more])
+            more = [count(task["left"]), percent(counts[0], task["done"]), speed, task["rounds"], task["lost"], state]
+            rows.append([f"{task['part']} of {task['parts']}", *map(count, (task["done"], *counts)), *more])
         return rows
     part_of = np.array([(w.part, w.parts) for w in census.writers], np.int64).reshape(-1, 2)[census.writer]
     for part, parts in sorted(map(tuple, np.unique(part_of, axis=0).tolist()), key=lambda key: (key[1], key[0])):
         counts = list(census.counts((part_of == (part, parts)).all(1)))
-        rows.append([f"{part} of {parts}", sum(counts), *counts, "", percent(counts[0], sum(counts)), "", "", "", ""])
+        rows.append(
+            [
+                f"{part} of {parts}",
+                *map(count, (sum(counts), *counts)),
+                "",
+                percent(counts[0], sum(counts)),
+                "",
+                "",
+                "",
+                "",
+            ]
+        )
     return rows
 
 

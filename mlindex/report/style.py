@@ -67,8 +67,10 @@ footer { margin-top: 44px; padding-top: 10px; border-top: 1px solid var(--line);
 @media print {
   @page { size: A4; margin: 12mm; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
+  .tiles { grid-template-columns: repeat(7, 1fr); gap: 5px; } .tile { padding: 5px 7px; } .tile dd { font-size: 15px; }
+  .tile dt, .tile small { font-size: 10px; }
   nav, summary { display: none; } .frame { overflow: visible; } table { font-size: 8pt; } td, th { padding-right: 6px; }
-  section.detail { break-before: auto; } .first { break-after: page; } h2, h3 { break-after: avoid; }
+  .first { break-after: page; } h2, h3 { break-after: avoid; }
   tr, .tile { break-inside: avoid; } a { color: inherit; text-decoration: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

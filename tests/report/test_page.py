@@ -16,6 +16,9 @@ import pytest
 
 from mlindex.cli.report import gather, write_report
 from mlindex.records import InputError, Result, Status
+from mlindex.report.census import collect
+from mlindex.report.page import Source
+from mlindex.report.page import page as page_of
 from mlindex.runtime import lock
 from mlindex.runtime.master import build_master
 from mlindex.runtime.queue import Part
@@ -23,6 +26,7 @@ from mlindex.runtime.shards import read_results
 from tests.report.page_reader import Page
 from tests.report.results import failed, solved
 from tests.report.runs import make, results
+from tests.report.test_parts import block
 
 
 def number(text: str) -> float:
@@ -202,6 +206,14 @@ def test_an_empty_run(tmp_path):
     assert "No item is done yet" in page.texts["progress"] and "timeline" not in page.ids
 
 
+def test_a_method_without_a_section_of_its_own():
+    census = collect([block("20260921T141320-1-0of1-00aa", [1_790_000_100.0, 1_790_000_200.0])])
+    html, pictures = page_of(Source("somewhere", census, None, 1_790_000_300.0))
+    page = Page(html)
+    assert page.rows("stages")[0]["Stage"] == "toy" and page.texts["n-time"] == "0:03:20"
+    assert set(pictures) == {"timeline.png", "seconds.png"}
+
+
 @pytest.mark.parametrize("which", ["failed", "unsolved", "one"])
 def test_a_run_without_a_solution_or_with_one(tmp_path, which):
     found = {
@@ -215,12 +227,12 @@ def test_a_run_without_a_solution_or_with_one(tmp_path, which):
 
 
 def test_a_damaged_shard_is_named_and_the_rest_reported(tmp_path):
-    run = make(tmp_path / "run", results(40))
+    run = make(tmp_path / "run", [failed(f"f{k}") for k in range(40)])
     first, *_ = sorted((run / "shards").glob("*.h5"))
     first.write_bytes(first.read_bytes()[:100])
     page = Page(write_report(run, None).read_text())
     assert 0 < number(page.texts["n-done"]) < 40
-    assert any(first.name in text for text in page.texts.values()) or first.name in (run / "report.html").read_text()
+    assert first.name in page.texts["problems"] and "not a readable results file" in page.texts["problems"]
 
 
 HOSTILE = "<script>alert(1)</script>&lt;img src=x onerror=alert(2)>\"'`$x^2$\u202egnp\x07é.txt"

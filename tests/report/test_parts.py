@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlindex.cli.main import main
+from mlindex.cli.report import write_report
 from mlindex.records import InputError
 from mlindex.report import canvas, leading
 from mlindex.report.census import STATUSES, Block, Writer, collect
@@ -20,6 +23,8 @@ from mlindex.report.markup import element, join, text
 from mlindex.report.quantities import count, duration, percent, rate, stopwatch
 from mlindex.report.reasons import group, pattern
 from mlindex.report.timeline import timeline
+from tests.report.results import failed
+from tests.report.runs import make
 
 
 class Seen(HTMLParser):
@@ -141,6 +146,31 @@ def test_the_timeline_loses_nothing(one, other):
     assert line.worked <= line.end - line.start + 1e-6
     assert line.worked + sum(length for _, length in line.pauses) == pytest.approx(line.end - line.start)
     assert line.edges[0] == 0 and line.edges[-1] >= line.worked and len(line.counts) <= 49
+
+
+def test_the_command(tmp_path, capsys):
+    run = make(tmp_path / "run", [failed()])
+    for words, code in ((["report", str(run), "-o", str(tmp_path / "x.html")], 0), (["report", str(tmp_path)], 2)):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == code
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'x.html'}\n" and (tmp_path / "x.html").is_file()
+    assert said.err.startswith(f"mlindex: {tmp_path}: is not the directory of a run") and said.err.count("\n") == 1
+    with pytest.raises(InputError, match="--tolerance 0: is no tolerance"):
+        write_report(run, None, 0.0)
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    """Neither by the help of the command nor by importing every module of the report."""
+    program = (
+        "import importlib, pkgutil, sys, mlindex.report, mlindex.cli.report\n"
+        "for m in pkgutil.walk_packages(mlindex.report.__path__, 'mlindex.report.'): importlib.import_module(m.name)\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "mlindex.report.canvas.check()\n"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
