@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -97,18 +98,17 @@ def _clock(seconds: float) -> str:
 
 
 def watch_status(run: Path, seconds: float) -> None:
-    """Print where a run stands again and again until nothing is at work on it any more or it is complete."""
-    seen_active = False
-    while True:
-        now = status(run)
-        out = printer()
-        if out.is_terminal:
-            out.clear()
-        _print(now)
-        seen_active = seen_active or now["active"]
-        if not now["left"] or (seen_active and not now["active"]):
-            return
-        time.sleep(seconds)
+    """Print where a run stands again and again until it is complete or the user has seen enough (Ctrl-C)."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            now = status(run)
+            out = printer()
+            if out.is_terminal:
+                out.clear()
+            _print(now)
+            if not now["left"]:
+                return
+            time.sleep(seconds)
 
 
 def print_status(run: Path, as_json: bool) -> None:

@@ -184,7 +184,7 @@ def submit(
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory that a run writes.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run is complete.")] = False,
     seconds: Annotated[float, typer.Option(min=1.0, help="Between two looks of --watch.")] = 10.0,
 ) -> None:
     """Say where a run stands, also while it is running, from its files alone."""

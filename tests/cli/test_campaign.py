@@ -80,6 +80,15 @@ def test_status(mlindex, toml):
     assert nothing.code == 2 and nothing.err.count("\n") == 1
 
 
+def test_status_names_failures_and_tasks_and_watches_to_the_end(mlindex, toml):
+    for k in range(2):
+        assert mlindex("run", toml, "--resume", "--part", f"{k}/2").code in (0, 1)
+    answer = mlindex("status", toml.parent / "run", "--watch")
+    assert answer.code == 0 and answer.out.count("complete") == 3, "the run, and its two tasks"
+    assert "failed: broken (broken.csv)" in answer.out and "40.0% of those done are solved" in answer.out
+    assert mlindex("run", toml, "--part", "2/2").code == 2
+
+
 def test_export_in_every_format(mlindex, toml):
     mlindex("run", toml)
     run = toml.parent / "run"
