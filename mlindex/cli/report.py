@@ -67,8 +67,9 @@ def _blocks(paths: list[Path], problems: list[str]) -> Iterator[Block]:
         try:
             yield _block(read_shard(path, tables=False))
         except InputError as error:
-            problems.append(str(error))
-        except OSError as error:  # gone, or replaced by its trimmed form, between one look and the next
+            if path.exists():  # else a job has just set it aside
+                problems.append(str(error))
+        except OSError as error:  # replaced by its trimmed form between one look and the next
             problems.append(f"{path}: could not be read ({error}); write the report again")
 
 

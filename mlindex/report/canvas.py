@@ -179,6 +179,17 @@ def whole_numbers(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
+def logarithmic(axes: Axes, edges: NDArray) -> None:
+    """A logarithmic x axis between the edges with plain numbers: 1, 2, 5, 10, or powers of ten over a long range."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    subs = (1, 2, 5) if edges[-1] < 200 * edges[0] else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def legend_above(figure: Figure, names: Sequence[str], colours: Mapping[str, str]) -> None:
     """One legend for all panels, above them."""
     from matplotlib.patches import Patch

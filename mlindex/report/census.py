@@ -82,7 +82,7 @@ def _values(attributes: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for one in attributes:
         for name, value in one.items():
-            plain = value.item() if isinstance(value, np.generic) else value
+            plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
             if plain not in found.setdefault(name, []):
                 found[name].append(plain)
     return found

@@ -17,6 +17,7 @@ from mlindex.report.canvas import (
     bar_edges,
     legend_above,
     log_edges,
+    logarithmic,
     note,
     stacked,
     whole_numbers,
@@ -39,6 +40,7 @@ _CENTRINGS = {"P": "P", "S": "C (base)", "C": "C (base)", "I": "I", "F": "F", "R
 _COLOURS = {"P": "#0072b2", "C (base)": "#e69f00", "I": "#009e73", "F": "#cc79a7", "R": "#56b4e9"}
 _CELL = ("a", "b", "c", "α", "β", "γ")
 _BINS = 50
+_LOGARITHMIC = {"m20", "volume"}
 _LIMITS = {"probability": (0.0, 1.0)}
 
 
@@ -61,30 +63,21 @@ def _quantities(best: Mapping[str, NDArray]) -> dict[str, tuple[str, NDArray[np.
     return found
 
 
-def _number(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _merit_picture(census: Census) -> Picture:
     quantities = _quantities(census.best)
     status = census.status[census.best_of]
-    logarithmic = {"m20", "volume"}
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(2, 3).ravel()
         for axes, name in zip(panels, quantities, strict=False):
             label, values = quantities[name]
-            fit = np.isfinite(values) & ((values > 0) if name in logarithmic else True)
+            fit = np.isfinite(values) & ((values > 0) if name in _LOGARITHMIC else True)
             if not fit.any():
                 note(axes, f"no {label}")
                 continue
-            if name in logarithmic and values[fit].max() > 5 * values[fit].min():  # else there would be no ticks
+            if name in _LOGARITHMIC and values[fit].max() > 5 * values[fit].min():  # else there would be no ticks
                 edges = log_edges(values[fit], 40)
-                axes.set_xscale("log")
-                _number(axes)
+                logarithmic(axes, edges)
             else:
                 edges = bar_edges(values[fit], 40, *_LIMITS.get(name, (None, None)))
             counts = {s: np.histogram(values[fit & (status == k)], edges)[0] for k, s in enumerate(STATUSES)}

@@ -15,7 +15,8 @@ from mlindex.report.section import Section
 from mlindex.report.timeline import spans
 
 JOBS = 40  # rows of the table of jobs
-_ELSEWHERE = {"settings", "host", "rank", "job", "kind", "NX_class", "default", "creator", "part", "parts", "ranks"}
+_ELSEWHERE = {"settings", "host", "hosts", "rank", "job", "kind", "part", "parts", "ranks"}  # told in other tables
+_OF_THE_FILE = {"NX_class", "default", "creator", "file_name", "file_time", "HDF5_Version", "NeXus_version"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -60,7 +61,9 @@ def _versions(attributes: Mapping[str, Sequence[Any]]) -> Markup:
     rows = [
         [name.replace("_version", "").replace("_", " "), " | ".join(_shown(v) for v in values)]
         for name, values in attributes.items()
-        if name not in _ELSEWHERE
+        if name not in _ELSEWHERE | _OF_THE_FILE
+        # of a merged file: says more than the versions beside it only where several took part
+        and (name != "software" or any(len(v) > 1 for v in values if isinstance(v, list)))
     ]
     return table(["What", "Value"], rows, left=(0, 1), id="versions")
 

@@ -22,7 +22,7 @@ header .where { margin: 4px 0 0; color: var(--quiet); font-size: 13.5px; overflo
 .tile.solved { border-top-color: var(--solved); } .tile.unsolved { border-top-color: var(--unsolved); }
 .tile.failed { border-top-color: var(--failed); }
 .tile dt { color: var(--quiet); font-size: 13px; }
-.tile dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.3; white-space: nowrap;
+.tile dd { margin: 0; font-size: 21px; font-weight: 600; line-height: 1.35; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .tile small { display: block; font-size: 12.5px; font-weight: 400; color: var(--quiet); line-height: 1.35;
   white-space: normal; }

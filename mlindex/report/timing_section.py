@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlindex.report.canvas import STATUS_COLOURS, Picture, legend_above, log_edges, note, stacked
+from mlindex.report.canvas import STATUS_COLOURS, Picture, legend_above, log_edges, logarithmic, note, stacked
 from mlindex.report.census import FAILED, STATUSES, Census
 from mlindex.report.markup import Markup, element, table, text
 from mlindex.report.quantities import count, duration, percent, plural
@@ -84,14 +84,12 @@ def _picture(census: Census) -> Picture:
     busy = np.sort(100 * np.minimum(work[some] / lasted[some], 1))[::-1]
 
     def draw(figure: Figure) -> None:
-        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+        from matplotlib.ticker import MaxNLocator
 
         each, ranks = figure.subplots(1, 2, width_ratios=(2, 1))
         if values.size:
-            each.set_xscale("log")
+            logarithmic(each, edges)
             stacked(each, edges, counts, STATUS_COLOURS)
-            each.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            each.xaxis.set_minor_formatter(NullFormatter())
             each.set(title="Time an item took", xlabel="time (s)", ylabel="items")
         else:
             note(each, "no times")

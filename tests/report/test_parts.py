@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import subprocess
 import sys
@@ -137,6 +138,15 @@ def test_census_keeps_the_first_and_the_order_of_the_inputs():
     assert census.status.tolist() == [STATUSES.index(s) for s in ("solved", "failed", "failed")]
     assert census.time.tolist() == [1.0, 5.0, 6.0] and census.reason == {1: "because", 2: "because"}
     assert len(collect([])) == 0
+
+
+def test_attributes_are_kept_once_each():
+    one = dataclasses.replace(
+        block("a", [1.0]), attributes={"hosts": np.array(["h", "i"], object), "seed": np.int64(3)}
+    )
+    other = dataclasses.replace(block("b", [1.0], first=1), attributes={**one.attributes, "jax_version": "1.0"})
+    attributes = collect([one, other]).attributes
+    assert attributes == {"hosts": [["h", "i"]], "seed": [3], "jax_version": ["1.0"]}
 
 
 @given(st.lists(st.floats(0, 5e5), min_size=1, max_size=20), st.lists(st.floats(0, 5e5), min_size=1, max_size=20))
