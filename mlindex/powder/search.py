@@ -36,6 +36,7 @@ _REFERENCE = {1: 100, 2: 200, 3: 300, 4: 400, 6: 400}  # reflections in refineme
 _SCREENED_REFLECTIONS = 96
 _SURVEYED = 8  # cells that a survey of several lattices leaves to be judged
 _BEYOND = 20.0  # nats of a survey's score below the best at which the evidence never decides otherwise
+_PROMISING = 2.0  # nats a line of a survey's score at which cells are judged before other lattices are surveyed
 _PARAMETER = 5.0  # nats of a survey's score that a free parameter is worth
 
 
@@ -249,27 +250,47 @@ def settled(found: Sequence[Judged], lines: Lines, lattices: Sequence[str]) -> b
 
 
 def surveyed(
-    lines: Lines, lattices: Sequence[str], max_volume: float | None, seed: int
-) -> list[tuple[str, Float[np.ndarray, " 6"]]]:
-    """The cells of `lattices` worth judging, at most `_SURVEYED`, by `survey.survey`.
+    lines: Lines,
+    ranked: Lines,
+    wanted: Sequence[str],
+    max_volume: float | None,
+    seed: int,
+    *,
+    fit_zero: bool,
+    zero: float,
+) -> list[Judged]:
+    """The best cells of the lattices of few parameters by `survey.survey`, fitted to `ranked`.
 
-    Its scores compare between lattices once every free parameter, which the cell has fitted to chance, is paid for.
+    Lattices of more parameters are left out once they cannot win. The scores of a survey compare between lattices when
+    every free parameter, which the cell has fitted to chance, is paid for; only the best few cells are judged.
     """
     seen = survey.observed(lines)
+    stages = [[b for b in wanted if BRAVAIS[b].n_free == p] for p in range(1, survey.MOST_FREE + 1)]
     cells: list[tuple[str, np.ndarray]] = []
     worth: list[float] = []
-    for bravais in lattices:
-        window = propose.volume_window(lines.first(SEARCHED), bravais, max_volume)
-        if window.high <= window.low:
+    found: list[Judged] = []
+    known: set[int] = set()
+    for number, stage in enumerate(stages):
+        for bravais in stage:
+            window = propose.volume_window(lines.first(SEARCHED), bravais, max_volume)
+            if window.high <= window.low:
+                continue
+            g, score = survey.survey(seen, bravais, window, seed)
+            if max_volume is not None:  # the volume moves in refinement
+                small = volume_from_reciprocal_metric(g) <= max_volume
+                g, score = g[small], score[small]
+            cells += [(bravais, one) for one in g[:_SURVEYED]]
+            worth += (score[:_SURVEYED] - _PARAMETER * BRAVAIS[bravais].n_free).tolist()
+        order = np.argsort(-np.array(worth), kind="stable")[:_SURVEYED].tolist()
+        last = number == len(stages) - 1
+        if not order or not (last or worth[order[0]] > _PROMISING * len(lines)):
             continue
-        found, score = survey.survey(seen, bravais, window, seed)
-        if max_volume is not None:  # the volume moves in refinement
-            small = volume_from_reciprocal_metric(found) <= max_volume
-            found, score = found[small], score[small]
-        cells += [(bravais, g) for g in found[:_SURVEYED]]
-        worth += (score[:_SURVEYED] - _PARAMETER * BRAVAIS[bravais].n_free).tolist()
-    order = np.argsort(-np.array(worth), kind="stable")[:_SURVEYED].tolist()
-    return [cells[i] for i in order if worth[i] > worth[order[0]] - _BEYOND]
+        new = [i for i in order if i not in known and worth[i] > worth[order[0]] - _BEYOND]
+        known.update(new)
+        found = merged(found + judged(ranked, [cells[i] for i in new], fit_zero=fit_zero, zero=zero))
+        if settled(found, ranked, [b for b in wanted if BRAVAIS[b].n_free > number + 1]):
+            break
+    return found
 
 
 def search(
@@ -298,9 +319,8 @@ def search(
                 choices = [np.arange(len(shifted))]
             left = wanted
             if sweep.surveyed:
+                found = surveyed(shifted, ranked, wanted, max_volume, seed, fit_zero=fit_zero, zero=zero)
                 left = [b for b in wanted if BRAVAIS[b].n_free > survey.MOST_FREE]
-                likely = surveyed(shifted, [b for b in wanted if b not in left], max_volume, seed)
-                found = merged(judged(ranked, likely, fit_zero=fit_zero, zero=zero))
                 left = [] if settled(found, ranked, left) else left
             for choice, bravais in itertools.product(choices, left):
                 candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
@@ -310,6 +330,8 @@ def search(
                 found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)
         found = merged(found)
         for leader in found[: sweep.leaders]:
+            if sweep.surveyed and judge.most_to_gain(leader.fit, ranked, leader.absent, 1) < 0:
+                continue  # nothing that is not its like can win, and what is like it has been surveyed
             tolerance = max(0.004, 6 * leader.fit.error * float(lines.w[0] / lines.q[0]))
             near = [
                 (b, g)
