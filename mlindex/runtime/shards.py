@@ -361,10 +361,16 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
         raise InputError(f"{path}: is not a readable results file ({detail}); delete it and resume the run") from None
 
 
+def _tables(group: h5py.Group) -> dict[str, tuple[Column, ...]]:
+    """The columns of each table of a stage, that of the items first; what else lies beside them is no table."""
+    names = [name for name, member in group.items() if isinstance(member, h5py.Group) and name != "items"]
+    return {table: tuple(_column(d) for d in group[table].values()) for table in ["items", *names]}
+
+
 def read_shard(path: Path, tables: bool = True) -> ShardData:
     """What a shard or master file holds; raises `InputError` for a file that is not one, or not whole."""
     with _reading(path) as (file, group, n):
-        columns = {t: tuple(_column(d) for d in group[t].values()) for t in ["items", *(set(group) - {"items"})]}
+        columns = _tables(group)
         items = {c.name: _decoded(group["items"][c.name], n) for c in columns["items"]}
         content = {}
         for table in sorted(set(columns) - {"items"}) if tables else ():
@@ -376,7 +382,7 @@ def read_shard(path: Path, tables: bool = True) -> ShardData:
 def read_numbers(path: Path) -> ShardData:
     """What a shard holds of its items but for their texts, the status as a number; fast. Raises like `read_shard`."""
     with _reading(path) as (file, group, n):
-        columns = {t: tuple(_column(d) for d in group[t].values()) for t in ["items", *(set(group) - {"items"})]}
+        columns = _tables(group)
         items = {c.name: np.asarray(group["items"][c.name][:n]) for c in columns["items"] if c.name not in _TEXTS}
         return ShardData(path, group.name.strip("/"), dict(file.attrs), items, {}, columns)
 

@@ -11,7 +11,7 @@ import pytest
 
 import mlindex
 
-HEAVY = {"jax", "mpi4py", "h5py", "gemmi", "scipy", "numpy"}
+HEAVY = {"jax", "mpi4py", "h5py", "gemmi", "scipy", "numpy", "matplotlib"}
 
 
 def shell(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,9 @@ def test_version():
     assert answer.returncode == 0 and answer.stdout == f"mlindex {mlindex.__version__}\n" and answer.stderr == ""
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["index", "powder", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["index", "powder", "--help"], ["run", "--help"], ["report", "--help"]]
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     program = (
         "import sys, json\nfrom mlindex.cli.main import main\n"
