@@ -196,6 +196,19 @@ def status(
         print_status(run, json)
 
 
+@app.command("merge")
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory that a run writes.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to; default merged.h5 in the run's directory.")
+    ] = None,
+) -> None:
+    """Copy the results of a run into one ordinary HDF5 file, also while it is running."""
+    from mlindex.cli.results import merge_run
+
+    raise typer.Exit(merge_run(run, output))
+
+
 @app.command("export")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a results file (.h5).")],
