@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -67,11 +68,12 @@ def _submit(campaign: Campaign, path: Path, run: Path) -> int:
             )
     left = _left(campaign, run)
     taken = {other.task for other in queued if other.job in of}
+    taken |= {row["part"] for row in status(run)["tasks"] if row["active"] and row["parts"] == tasks}
     parts = [part for part in left if part not in taken]
     if not parts:
         if left:
-            jobs = ", ".join(sorted({other.job for other in queued if other.job in of}))
-            print(f"nothing to submit: what is left of {run} is in the queue or running (job {jobs or 'of this host'})")
+            jobs = " and ".join(sorted({f"job {other.job}" for other in queued if other.job in of}))
+            print(f"nothing to submit: what is left of {run} is in the queue or running ({jobs or 'on this host'})")
         else:
             print(f"nothing to submit: {run} is complete; mlindex merge and mlindex report put it together")
         return 0
@@ -87,15 +89,17 @@ def _submit(campaign: Campaign, path: Path, run: Path) -> int:
         script = run / "log" / f"{stamp}-merge.sh"
         script.write_text(slurm.merge_script(campaign, path, after=after, python=sys.executable))
         note["merge"] = slurm.sbatch(script)
-        print(f"merge job {note['merge']}: when job {' and '.join(after)} {'has' if len(after) == 1 else 'have'} ended")
+        *many, last = sorted(after, key=lambda job: (len(job), job))
+        before = f"jobs {', '.join(many)} and {last} have" if many else f"job {last} has"
+        print(f"merge job {note['merge']}: when {before} ended")
     finally:  # a refused merge must not make anyone forget the array
         journal.append(run / journal.FOLDER / _NOTES, note)
-    say(f"watch it with: mlindex status {run} --watch; the logs are in {run / 'log'}; end it with: scancel {array}")
+    say(f"watch it with: mlindex status {shlex.quote(str(run))} --watch; end it with: scancel {array}")
     return 0
 
 
 def _left(campaign: Campaign, run: Path) -> Sequence[int]:
-    """The parts of a run directory that have something left to do and that no process of this host works on."""
+    """The parts of a run directory that have something left to do."""
     chosen, tasks = campaign.campaign, campaign.slurm.for_stage(campaign.campaign.stage).tasks
     now = status(run)
     if not now["left"] or (chosen.stop_after is not None and now["solved"] >= chosen.stop_after):
@@ -109,7 +113,7 @@ def _left(campaign: Campaign, run: Path) -> Sequence[int]:
     everything = range(tasks if chosen.chunk == "items" else min(tasks, known))
     if {row["parts"] for row in now["tasks"]} != {tasks} or (chosen.chunk == "items" and opened < known):
         return everything  # it was divided in another way, or nobody knows how many items there are
-    return [row["part"] for row in now["tasks"] if row["left"] and not row["active"]]
+    return [row["part"] for row in now["tasks"] if row["left"]]
 
 
 @contextlib.contextmanager

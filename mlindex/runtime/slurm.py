@@ -119,8 +119,11 @@ def _srun(chosen: SlurmResources) -> list[str]:
 
 _TRAPS = """
 # SLURM tells this script {seconds} s before the time limit; the ranks then finish the batch in hand and end.
-child= told=
-tell() {{ told=$1; [ -z "$child" ] || kill -s "$1" -- {group}"$child" 2>/dev/null; }}
+child='' told=''
+tell() {{
+    told=$1
+    [ -z "$child" ] || {{ sleep 1; kill -s "$1" -- {group}"$child" 2>/dev/null; }} # 1 s: a child just born may miss it
+}}
 trap 'tell USR1' USR1
 trap 'tell TERM' TERM
 """
@@ -131,7 +134,7 @@ child=$!
 [ -z "$told" ] || tell "$told" # the signal came while the lines above were at work
 status=127
 while :; do # a signal ends `wait` early: wait again
-    told=
+    told=''
     wait "$child"
     now=$?
     [ "$now" -eq 127 ] || status=$now # 127: waited for before
