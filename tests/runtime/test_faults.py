@@ -324,34 +324,40 @@ def test_commit_that_fails_at_any_call_leaves_what_was_there(tmp_path, monkeypat
     def entries(numbers: range) -> list[Entry]:
         return [Entry(failed(Item(f"i{k}", "x"), "because"), k, 0, 1) for k in numbers]
 
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) > allowed:
-            raise OSError(28, "No space left on device")
-        return real(*arguments)
+    def attempt(job: str, allowed: int) -> tuple[int, list[int]]:
+        """How many calls two commits and the end of a shard made, and the items that it holds."""
+        count = iter(range(allowed + 100000))
+        ledger = Ledger(tmp_path, job, 1, "toy", stage.schema, {})
 
-    for allowed in range(60):
-        calls: list = []
-        ledger = Ledger(tmp_path, f"job{allowed}", 1, "toy", stage.schema, {})
+        def failing(*arguments):
+            if next(count) >= allowed:
+                raise OSError(28, "No space left on device")
+            return real(*arguments)
+
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing)
             try:
-                kept = len(ledger.commit(entries(range(3))))
-                kept += len(ledger.commit(entries(range(3, 5))))
+                assert len(ledger.commit(entries(range(3)))) == 3
+                assert len(ledger.commit(entries(range(3, 5)))) == 2
             except DiskProblem as problem:
                 assert "No space left on device" in str(problem) and "resume" in str(problem)
-                patch.undo()
-                with pytest.raises(DiskProblem):
-                    ledger.commit(entries(range(5, 6)))
-            else:
-                break
-        held = [k for path in (tmp_path / "shards").glob(f"job{allowed}-*.h5") for k, _ in read_shard(path).places()]
-        assert held in ([], [0, 1, 2], [0, 1, 2, 3, 4])
+        before = held(job)
+        made = next(count)
+        if made > allowed:
+            with pytest.raises(DiskProblem):
+                ledger.commit(entries(range(5, 6)))
         ledger.close()
-        assert held == [
-            k for path in (tmp_path / "shards").glob(f"job{allowed}-*.h5") for k, _ in read_shard(path).places()
-        ]
-    assert kept == 5 and allowed >= 1 and not survey(tmp_path).unreadable
+        assert held(job) == before
+        return made, before
+
+    def held(job: str) -> list[int]:
+        return [k for path in (tmp_path / "shards").glob(f"{job}-*.h5") for k, _ in read_shard(path).places()]
+
+    n, everything = attempt("whole", 100000)
+    assert n >= 1 and everything == [0, 1, 2, 3, 4]
+    for allowed in sorted({*range(0, n, 4), *range(max(n - 8, 0), n)}):
+        assert attempt(f"job{allowed}", allowed)[1] in ([], [0, 1, 2], [0, 1, 2, 3, 4])
+    assert not survey(tmp_path).unreadable
 
 
 def test_other_errors_are_not_the_disks():
