@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlindex.records import InputError
 from mlindex.runtime import device
 from mlindex.runtime.device import Place, gpu_wanted, place, settings, share_of_cpus
-from tests.runtime.campaigns import ROOT
+from tests.runtime.campaigns import ROOT, make, run, values
 
 CPUS = frozenset(range(16))
 
@@ -259,3 +259,24 @@ def test_apply_limits_xla_and_fills_the_cache(tmp_path):
     everything = sorted(os.sched_getaffinity(0))
     if len(everything) > 1:
         assert sorted(outcomes[0][0] + outcomes[1][0]) == everything
+
+
+ONE_GPU = """
+from mlindex.runtime import device
+device._count_gpus, device._cuda_installed = lambda: 1, lambda: True
+"""
+
+
+def test_sharing_a_gpu_is_refused_with_one_sentence_and_allowed_when_asked(tmp_path, monkeypatch):
+    """Two real workers on a machine that seems to have one GPU."""
+    (tmp_path / "sitecustomize.py").write_text(ONE_GPU)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    campaign = make(tmp_path, values(4))
+    status, _, err = run(campaign, "--ranks", "2")
+    assert status == 2 and "2 workers would share one GPU" in err and err.count("\n") == 1
+    monkeypatch.setenv("MLINDEX_SHARE_GPU", "1")
+    status, _, err = run(campaign, "--ranks", "2", "--resume")
+    assert status == 0, err
+    log = "".join(path.read_text() for path in (tmp_path / "run" / "log").glob("*.log"))
+    assert "working on the CPU: JAX could not start on the GPU" in log, "there is none to start on"
