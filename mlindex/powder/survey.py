@@ -26,12 +26,14 @@ from mlindex.powder.templates import design, solved_templates
 LINES = 20  # that candidates are screened and refined against
 TOLERANCE = 0.035  # degrees 2theta, of the screening
 MOST_FREE = 3  # parameters; beyond, too few of the solved cells lie in the volume window to screen them all
-_COMBINED = {1: 16, 2: 10, 3: 9}  # first lines that templates combine, by number of free parameters
+# Among how many of the first lines each line of a combination is, by number of free parameters: of a pattern that
+# begins with many lines of one zone, the last line of a combination must reach beyond them
+_COMBINED = {1: (16,), 2: (5, 16), 3: (3, 7, 15)}
 _LOWEST = {1: 12, 2: 20}  # reflections combined exhaustively, by number of free parameters
 _TEMPLATES = 100  # of three-parameter lattices
 _SCREENED = 64  # reflections
 _REFERENCE = {1: 60, 2: 120, 3: 200}  # reflections in refinement
-_REFINED = {1: 16, 2: 32, 3: 32}
+_REFINED = {1: 16, 2: 48, 3: 32}
 _LOOKED_AT = 4  # times as many of the best candidates are looked at for distinct ones
 _TILE = 2048
 _ALIKE = 0.004  # relative difference of the free parameters of one cell
@@ -75,6 +77,12 @@ def observed(lines: Lines) -> Observed:
     return Observed(*map(jnp.asarray, values))
 
 
+def _combinations(among: tuple[int, ...]) -> Int[np.ndarray, "s p"]:
+    """Ascending choices of lines, the i-th among the first `among[i]`."""
+    every = propose.line_subsets(among[-1], len(among))
+    return every[(every < np.array(among)).all(1)]
+
+
 @cache
 def _lattice(bravais: str) -> Lattice:
     lattice = BRAVAIS[bravais]
@@ -85,7 +93,7 @@ def _lattice(bravais: str) -> Lattice:
     constants = (
         # a template of zeros gives no cell: lattices of one system share their shapes, hence a compiled program
         np.pad(inverse, ((0, count - len(inverse)), (0, 0), (0, 0))),
-        propose.line_subsets(_COMBINED[p], p),
+        _combinations(_COMBINED[p]),
         design(reference_hkl(bravais, _SCREENED), lattice.system).astype(np.float32),
         products_from_hkl(reference_hkl(bravais, _REFERENCE[p]).astype(np.float32)),
         system.embed.astype(np.float32),
