@@ -42,6 +42,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from anywhere
 
+import h5py
 import numpy as np
 
 from benchmarks.quality.truth import centring_of, niggli, same_lattice
@@ -50,7 +51,6 @@ from mlindex.crystal.metric import q2_from_hkl, reciprocal_metric_from_cell
 from mlindex.crystal.reflections import hkl_within
 from mlindex.runtime import journal
 from mlindex.runtime.master import survey
-from mlindex.runtime.shards import read_results
 from mlindex.runtime.status import status
 from tests.slurm import cluster as clusters
 from tests.slurm.cluster import Cluster
@@ -317,12 +317,16 @@ def answers(options: argparse.Namespace, cluster: Cluster, name: str) -> tuple[d
     )
     found: dict[str, Any] = {}
     times: Counter[str] = Counter()
-    for result in read_results(run / "merged.h5"):
-        key = Path(result.source).stem
-        times[key] += 1
-        table = result.tables.get("solutions", {"cell": (), "bravais": ()})
-        first = (str(table["bravais"][0]), *map(float, table["cell"][0])) if len(table["cell"]) else None
-        found[key] = (str(result.status), first)
+    with h5py.File(run / "merged.h5") as file:
+        group = file["powder"]
+        names = {code: name for name, code in h5py.check_enum_dtype(group["items/status"].dtype).items()}
+        columns = (group[f"items/{name}"][:] for name in ("source", "status", "solutions_offset", "solutions_count"))
+        bravais, cells = group["solutions/bravais"][:], group["solutions/cell"][:]
+        for source, code, at, count in zip(*columns, strict=True):
+            key = Path(source.decode()).stem
+            times[key] += 1
+            first = (bravais[at].decode(), *map(float, cells[at])) if count else None
+            found[key] = (names[int(code)], first)
     counts = {
         "in_shards_once": sum(n == 1 for n in held.values()),
         "in_shards_more": sum(n > 1 for n in held.values()),
