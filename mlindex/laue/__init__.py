@@ -1,0 +1,1 @@
+"""Laue frames: every grain of a white-beam pattern, its orientation and its deviatoric strain."""
