@@ -75,7 +75,9 @@ def _submit(campaign: Campaign, path: Path, run: Path) -> int:
             jobs = " and ".join(sorted({f"job {other.job}" for other in queued if other.job in of}))
             print(f"nothing to submit: what is left of {run} is in the queue or running ({jobs or 'on this host'})")
         else:
-            print(f"nothing to submit: {run} is complete; mlindex merge and mlindex report put it together")
+            wanted = campaign.campaign.stop_after
+            why = f"has stop_after = {wanted} solutions" if status(run)["left"] else "is complete"
+            print(f"nothing to submit: {run} {why}; mlindex merge and mlindex report put it together")
         return 0
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     script = run / "log" / f"{stamp}-array.sh"

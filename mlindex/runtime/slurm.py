@@ -109,12 +109,14 @@ def compressed(parts: Sequence[int]) -> str:
 def _srun(chosen: SlurmResources) -> list[str]:
     """srun's words for one dispatcher, which sleeps most of the time and gets no CPU of its own, and the workers.
 
-    They are not bound to CPUs, because the ranks of a node divide them among themselves.
+    Overcommitted, blocks of ranks are even: 9 on two nodes are 5 and 4, also where the job has whole nodes (tried with
+    SLURM 22.05). They are not bound to CPUs, because the ranks of a node divide them among themselves.
     """
-    share = chosen.workers // chosen.nodes
-    words = ["srun", f"--ntasks={chosen.workers + 1}", f"--ntasks-per-node={share + 1}", "--distribution=block"]
-    words += ["--overcommit", "--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0"]
-    return words + ([f"--mpi={chosen.mpi}"] if chosen.mpi else [])
+    words = ["srun", f"--ntasks={chosen.workers + 1}", "--distribution=block", "--overcommit", "--cpu-bind=none"]
+    return [*words, "--kill-on-bad-exit=0", "--wait=0", *([f"--mpi={chosen.mpi}"] if chosen.mpi else [])]
+
+
+_UNSET = "unset SLURM_NTASKS_PER_NODE # which is that of the allocation: the step has one task more\n"
 
 
 _TRAPS = """
@@ -129,7 +131,7 @@ trap 'tell TERM' TERM
 """
 
 _WATCH = """
-{job_control}{command} &
+{before}{command} &
 child=$!
 [ -z "$told" ] || tell "$told" # the signal came while the lines above were at work
 status=127
@@ -190,14 +192,15 @@ def array_script(campaign: Campaign, path: Path, *, parts: Sequence[int] | None 
     program = _program(chosen, base, run, python)
     if chosen.launcher == "srun":
         words = [*_srun(chosen), *program, "-m", "mpi4py", "-m", "mlindex.runtime.run", _line(path)]
-        command = f"{shlex.join(words)} --part {part} --resume"
+        command, before = f"{shlex.join(words)} --part {part} --resume", _UNSET
     else:
         words = [*program, "-m", "mlindex.cli.main", "run", _line(path)]
-        command = f"{shlex.join(words)} --part {part} --resume --ranks {chosen.workers}"
+        command, before = f"{shlex.join(words)} --part {part} --resume --ranks {chosen.workers}", ""
     # apptainer need not pass signals on: there the whole process group gets them
     grouped = chosen.container is not None and chosen.launcher == "mpiexec"
     traps = _TRAPS.format(seconds=chosen.signal_seconds, group="-" if grouped else "")
-    watch = _WATCH.format(job_control="set -m # a process group of its own\n" if grouped else "", command=command)
+    before += "set -m # a process group of its own\n" if grouped else ""
+    watch = _WATCH.format(before=before, command=command)
     end = (_REQUEUE if chosen.requeue else _NO_REQUEUE).format(again=REQUEUE, starts=_STARTS, parts=chosen.tasks)
     return _head(chosen, comment, options) + traps + _prepare(chosen) + watch + end
 

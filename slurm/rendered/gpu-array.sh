@@ -31,7 +31,8 @@ trap 'tell TERM' TERM
 module load cuda/12 || exit 2
 export MLINDEX_CACHE=/scratch/you/mlindex
 
-srun --ntasks=9 --ntasks-per-node=5 --distribution=block --overcommit --cpu-bind=none --kill-on-bad-exit=0 --wait=0 --mpi=pmix /home/you/venv/bin/python -m mpi4py -m mlindex.runtime.run /home/you/campaign/gpu.toml --part "$SLURM_ARRAY_TASK_ID/4" --resume &
+unset SLURM_NTASKS_PER_NODE # which is that of the allocation: the step has one task more
+srun --ntasks=9 --distribution=block --overcommit --cpu-bind=none --kill-on-bad-exit=0 --wait=0 --mpi=pmix /home/you/venv/bin/python -m mpi4py -m mlindex.runtime.run /home/you/campaign/gpu.toml --part "$SLURM_ARRAY_TASK_ID/4" --resume &
 child=$!
 [ -z "$told" ] || tell "$told" # the signal came while the lines above were at work
 status=127

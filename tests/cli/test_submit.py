@@ -123,7 +123,8 @@ def test_division_may_change_when_no_job_is_left(mlindex, toml, scheduler):
 def test_stop_after_and_max_failures_end_it(mlindex, toml, scheduler):
     toml.write_text(toml.read_text().replace("[campaign]", "[campaign]\nstop_after = 1\nmax_failures = 0"))
     mlindex("run", toml, "--resume", "--part", "0/3")
-    assert mlindex("submit", toml).out.startswith("nothing to submit")
+    answer = mlindex("submit", toml)
+    assert answer.out.startswith("nothing to submit: ") and "has stop_after = 1 solutions" in answer.out
     toml.write_text(toml.read_text().replace("stop_after = 1\n", ""))
     (toml.parent / "beta.txt").write_text("no list")
     mlindex("run", toml, "--resume", "--part", "1/3")

@@ -264,7 +264,7 @@ def test_srun_has_a_task_for_the_dispatcher_and_the_allocation_has_none():
     got = options(text)
     assert (got["--nodes"], got["--ntasks-per-node"], got["--cpus-per-task"]) == ("2", "4", "4")
     words = command_of(text)
-    assert {"--ntasks=9", "--ntasks-per-node=5", "--overcommit", "--mpi=pmix"} <= set(words)
+    assert {"--ntasks=9", "--distribution=block", "--overcommit", "--mpi=pmix"} <= set(words)
     assert words[words.index("-m") :][:4] == ["-m", "mpi4py", "-m", "mlindex.runtime.run"]
 
 
