@@ -27,6 +27,7 @@ from mlindex.runtime.shards import VERSION, ShardData
 
 MERGED = "merged.h5"
 _SLAB = 1 << 25  # bytes of one column that are in memory at a time
+_NUMBERS = 64  # bytes that the numbers of a row take while it is copied; a narrow column is no longer a slab for that
 _CHUNK = 1 << 18  # bytes of an HDF5 chunk
 _OPEN = 64  # shards open at a time
 _GAP = 64  # unwanted rows that are read along rather than read around
@@ -106,6 +107,8 @@ def _spans(rows: NDArray[np.int64]) -> Iterator[tuple[slice, int, int]]:
 
 def _gather(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray:
     """Rows of a dataset, in any order, each asked for once."""
+    if len(rows) == rows[-1] - rows[0] + 1 and (np.diff(rows) == 1).all():  # the usual case
+        return dataset[int(rows[0]) : int(rows[-1]) + 1]
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     found = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
@@ -157,7 +160,7 @@ class _Writer:
         width = dtype.itemsize * int(np.prod(column.shape, dtype=np.int64))
         ends = np.cumsum(counts)
         total = int(ends[-1]) if len(ends) else 0
-        rows = max(_SLAB // max(width, 1), 1)
+        rows = max(_SLAB // max(width, _NUMBERS), 1)
         target: h5py.Dataset | None = None
         item = at = 0
         while at < total:
