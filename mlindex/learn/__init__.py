@@ -1,0 +1,1 @@
+"""Training without physics: networks, their training, and how they are stored."""
