@@ -1,15 +1,17 @@
 """A time limit on the work on an item: an exception where Python still runs, and where it does not, the process's end.
 
-At the limit an alarm raises in the main thread. That does nothing to compiled code that does not come back, so at twice
-the limit and a little more the stack goes to standard error and the watchdog, a process of its own (`watchdog`), notes
-in the rank's journal what was at hand and kills the rank: `{"event": "overdue", "items": [[input, index], ...]}`.
-Whoever deals with the loss or resumes the run learns from `overdue` which items to fail: one that was overdue alone has
-had its time; of several that one call of the kernel worked on, each is tried once more, alone.
+At the limit an alarm raises in the main thread; the time in which JAX traces and compiles does not count. That does
+nothing to compiled code that does not come back, so at twice the limit and a little more the stack goes to standard
+error and the watchdog, a process of its own (`watchdog`), notes in the rank's journal what was at hand and kills the
+rank: `{"event": "overdue", "items": [[input, index], ...]}`. Whoever deals with the loss or resumes the run learns from
+`overdue` which items to fail: one that was overdue alone has had its time; of several that one call of the kernel
+worked on, each is tried once more, alone.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import json
 import os
 import signal
@@ -32,6 +34,13 @@ _GRACE = 2.0  # seconds beyond twice the limit, after which the process is ended
 _DUMP = 0.5  # seconds before its end at which its stack is written
 _AGAIN = 1.0  # seconds between two alarms: the exception of one may be lost in a destructor or a callback
 _NAMED = 3  # items that a sentence names
+_SPARED = 600.0  # seconds of tracing and compiling that do not count
+_PREPARING = {
+    "jax._src.compiler",
+    "jax._src.interpreters.mlir",
+    "jax._src.interpreters.partial_eval",
+    "jax._src.xla_bridge",
+}
 
 Key = tuple[int, int]
 T = TypeVar("T")
@@ -50,26 +59,49 @@ def reason(seconds: float) -> str:
     return f"took longer than the limit of {seconds:g} s (item_seconds)"
 
 
-def interrupted_after(seconds: float, work: Callable[[], T]) -> T:
+def preparing(frame: FrameType | None) -> bool:
+    """Whether the Python code at `frame` is JAX at work on a program that it has not run yet."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _PREPARING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupted_after(seconds: float, work: Callable[[], T], spare: Callable[[], None] = lambda: None) -> T:
     """What `work` returns; raises `Interrupt` out of it after `seconds`.
 
-    Only in the main thread, where Python handles signals; in another the work has all the time it wants. An alarm that
-    was set before goes off when it would have.
+    The time in which JAX traces and compiles does not count, up to ten minutes: it is the program's and not the item's,
+    and jaxlib (0.10) compiles in a thread that it forgets when it is interrupted, and that brings the process down at
+    its end. `spare` is called now and then in the meantime. Only in the main thread, where Python handles signals; in
+    another the work has all the time it wants. An alarm that was set before goes off when it would have.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    armed = True
+    armed, spent, spared = True, 0.0, 0.0
+    start = last = time.monotonic()
 
-    def strike(_number: int, _frame: FrameType | None) -> None:
-        if armed:
+    def tick(_number: int, frame: FrameType | None) -> None:
+        nonlocal last, spent, spared
+        if not armed:
+            return
+        now = time.monotonic()
+        passed, last = now - last, now
+        if spared < _SPARED and preparing(frame):
+            spared += passed
+            spare()
+            return
+        spent += passed
+        if spent >= seconds:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
             raise Interrupt
 
-    start = time.monotonic()
-    before = signal.signal(signal.SIGALRM, strike)
+    before = signal.signal(signal.SIGALRM, tick)
     left, interval = signal.getitimer(signal.ITIMER_REAL)
+    pause = min(max(seconds / 8, 0.01), 1.0)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, pause, pause)
             return work()
         finally:
             armed = False
@@ -102,9 +134,10 @@ class Limit:
 
         `items` are the places (input, index) of what is at hand, and `names` what they are called.
         """
-        self._watch(items, names, 2 * allowed + _GRACE)
+        watch = functools.partial(self._watch, items, names, 2 * allowed + _GRACE)
+        watch()
         try:
-            return interrupted_after(allowed, work)
+            return interrupted_after(allowed, work, watch)
         except Interrupt:
             raise TookTooLong(reason(self.seconds)) from None
         finally:

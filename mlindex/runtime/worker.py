@@ -85,15 +85,13 @@ class Worker:
     """One rank at work, with a stage and a ledger.
 
     `base` is the folder that the sources of items are relative to; `part` the part of the campaign that the job does;
-    `item_seconds` the time that an item may take (None: any), and so may the reading of a file. A stage with the
-    attribute `warm_up_seconds` gets those in addition for its first batch, which loads and compiles programs.
+    `item_seconds` the time that an item may take (None: any), and so may the reading of a file.
     """
 
     def __init__(self, stage: Any, ledger: Ledger, base: Path, part: Part, item_seconds: float | None = None) -> None:
         self._stage, self.ledger, self._base, self._part = stage, ledger, base, part
         self._last: tuple[str, list[Item]] = ("", [])
         self._limit = None if item_seconds is None else Limit(item_seconds, ledger.journal, ledger.rank)
-        self._warm_up = float(getattr(stage, "warm_up_seconds", 0.0))
 
     def _read(self, label: str, source: str) -> list[Item]:
         """The items of an input, renamed for the campaign; the last input is remembered, for its other parts."""
@@ -154,20 +152,17 @@ class Worker:
             done += self.ledger.commit(entries)
         return done
 
-    def _within(self, places: Sequence[Key], names: Sequence[str], work: Callable[[], T], seconds: float = 0.0) -> T:
-        """`work` on the items at `places`, within the time limit and `seconds` more."""
+    def _within(self, places: Sequence[Key], names: Sequence[str], work: Callable[[], T], limits: int = 1) -> T:
+        """`work` on the items at `places`, within so many times the time limit."""
         if self._limit is None:
             return work()
-        return self._limit(places, names, work, allowed=self._limit.seconds + seconds)
+        return self._limit(places, names, work, allowed=self._limit.seconds * limits)
 
     def _solve(self, items: Sequence[Item], places: Sequence[Key]) -> list[Result]:
         place = dict(zip([item.id for item in items], places, strict=True))
 
         def guard(some: Sequence[Item], work: Callable[[], list[Result]]) -> list[Result]:
-            more = 0.0 if self._limit is None else (len(some) - 1) * self._limit.seconds + self._warm_up
-            results = self._within([place[i.id] for i in some], [i.id for i in some], work, more)
-            self._warm_up = 0.0
-            return results
+            return self._within([place[i.id] for i in some], [i.id for i in some], work, len(some))
 
         results = stages.solve(self._stage, items, guard)
         if [r.id for r in results] != [i.id for i in items]:

@@ -120,6 +120,51 @@ def test_alarms_of_others_are_left_as_they_were():
         signal.signal(signal.SIGALRM, before)
 
 
+def test_compiling_does_not_count(limit):
+    """JAX's time on a program is no item's; the item's own is."""
+    space = {"__name__": "jax._src.compiler", "time": time}
+    exec(
+        "def compiling(seconds, then):\n    end = time.monotonic() + seconds\n    while time.monotonic() < end:\n"
+        "        time.sleep(0.01)\n    return then",
+        space,
+    )
+    assert limit([(0, 0)], ["a"], lambda: space["compiling"](1.0, 7), allowed=0.3) == 7
+    with pytest.raises(TookTooLong):
+        limit([(0, 0)], ["a"], lambda: space["compiling"](0.5, hang)(), allowed=0.3)
+    assert limit._process.poll() is None
+
+
+def test_watchdog_spares_a_long_compilation(monkeypatch, limit):
+    monkeypatch.setattr("mlindex.runtime.deadline._GRACE", 0.3)
+    space = {"__name__": "jax._src.compiler", "time": time}
+    exec("def compiling():\n    for _ in range(150):\n        time.sleep(0.01)\n    return 7", space)
+    assert limit([(0, 0)], ["a"], space["compiling"], allowed=0.2) == 7
+
+
+JAX = """
+import jax, jax.numpy as jnp
+from mlindex.runtime.deadline import interrupted_after
+@jax.jit
+def program(x):
+    for k in range(60):
+        x = jnp.sort(jnp.sin(x + k))
+    return x
+x = jnp.ones(64)
+x.block_until_ready()
+spared = []
+interrupted_after(0.4, lambda: program(x).block_until_ready(), lambda: spared.append(1))
+print(len(spared))
+"""
+
+
+def test_real_compilation_is_not_interrupted():
+    """A program that takes JAX longer than the limit is compiled, run, and its process ends in order."""
+    command = [sys.executable, "-c", JAX]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
 def test_errors_and_results_pass_through(limit):
     with pytest.raises(ZeroDivisionError):
         limit([(0, 0)], ["a"], lambda: 1 // 0, allowed=5.0)
