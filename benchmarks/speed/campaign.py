@@ -250,18 +250,20 @@ def disturb(options: argparse.Namespace, cluster: Cluster, path: Path, run: Path
     def reached(part: float) -> Callable[[], bool]:
         return lambda: status(run)["done"] >= part * options.count or not states(cluster, jobs)
 
-    wait(reached(0.2), "a fifth of the lists", 2.0)
+    every = min(2.0, options.count / 2000)
+    wait(reached(0.2), "a fifth of the lists", every)
     victims = sorted(workers(path))
     if not victims:
         raise SystemExit("no worker of the campaign runs on this machine: nothing to kill")
     process, task = victims[0]
     told: dict[str, Any] = {"killed": {"task": task, "done": status(run)["done"], "time": time.time()}}
     os.kill(process, signal.SIGKILL)
-    wait(reached(0.5), "half of the lists", 2.0)
-    at_work = [row for row in status(run)["tasks"] if row["active"] and row["left"] and str(row["part"]) != task]
+    wait(reached(0.5), "half of the lists", every)
+    at_work = [row for row in status(run)["tasks"] if row["active"] and row["left"]]
     if not at_work:
-        raise SystemExit("no task but the one that lost a worker is running: nothing to cancel")
-    part = max(at_work, key=lambda row: row["left"])["part"]
+        raise SystemExit("no task has work left at half of the lists: nothing to cancel; take more lists")
+    # rather one that has not lost a worker
+    part = max(at_work, key=lambda row: (str(row["part"]) != task, row["left"]))["part"]
     told["cancelled"] = {"task": part, "done": status(run)["done"], "time": time.time()}
     name = f"{jobs[0]}_{part}"
     cluster.run("scancel", name)
@@ -395,7 +397,7 @@ def main() -> None:
                 print(f"{name}: {row['done']} lists in {row['wall_s']:.1f} s", flush=True)
         if "check" not in phases:
             return
-        document = check(options, cluster)
+        document, slurm = check(options, cluster), cluster.run("sinfo", "--version").strip()
     show(document)
     packages = ("numpy", "jax", "jaxlib", "h5py", "mpi4py", "openmpi")
     found = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
@@ -407,7 +409,7 @@ def main() -> None:
         "hardware": {"cpu": model[0].split(":", 1)[1].strip() if model else "", "cores": os.cpu_count()},
         "versions": {
             "python": platform.python_version(),
-            "slurm": subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False).stdout.strip(),
+            "slurm": slurm,
             **{name: importlib.metadata.version(name) for name in packages if name in found},
             "commit": commit,
         },
