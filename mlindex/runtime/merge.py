@@ -200,6 +200,8 @@ class _Writer:
         for number in np.unique(owner):
             mine = owner == number
             values = _gather(self._files.entry(int(number))[table][column.name], rows[mine])
+            if column.dtype == "status" and values.dtype.kind == "S":  # text, in the files of version 0.1.0
+                values = np.array([layout.STATUSES.index(v.decode()) for v in values], np.int8)
             block[mine] = values
         return block
 

@@ -143,6 +143,17 @@ def test_shards_that_cannot_be_read_are_named(tmp_path):
     assert done.items == 2 and len(done.problems) == 1 and str(broken) in done.problems[0]
 
 
+def test_shard_of_the_first_version_has_its_status_as_text(tmp_path):
+    path = write(tmp_path, 1, [0, 1, 3])
+    with h5py.File(path, "r+") as file:
+        attributes = dict(file["toy/items/status"].attrs)
+        del file["toy/items/status"]
+        dataset = file["toy/items"].create_dataset("status", data=np.array([b"failed", b"solved", b"unsolved"]))
+        dataset.attrs.update(attributes)
+    statuses = [r.status for r in read_results(merge(tmp_path).path)]
+    assert statuses == [Status.FAILED, Status.SOLVED, Status.UNSOLVED]
+
+
 def test_shards_with_other_columns_are_refused(tmp_path):
     write(tmp_path, 1, [0, 1])
     shard = Shard(tmp_path / "shards", "other", "toy", Schema({"lines": (Column("hkl", "int64", (3,)),)}), {})
