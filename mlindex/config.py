@@ -57,6 +57,9 @@ class CampaignSettings(Settings):
     item_seconds: float | None = Field(None, gt=0)  # an item that takes longer has failed; None: no limit
     stop_after: int | None = Field(None, ge=1)  # solved items after which nothing more is begun
     max_failures: int | None = Field(None, ge=0)  # failed items beyond which nothing more is begun
+    relaunch_seconds: float = Field(
+        30.0, ge=0
+    )  # lost workers are replaced, all starting anew, where that saves so much
     rounds: int = Field(3, ge=1)  # jobs in a row that may be stopped by a signal without having done an item
 
 

@@ -28,7 +28,8 @@ class Rank0:
     """The `Events` of one job (see `pool`), whose work is in `queue`.
 
     `ledger` makes the place for failures that no worker can record; `asked` says whether somebody wants the job to
-    end; `progress` is called with (items done, items failed, items known).
+    end; `progress` is called with (items done, items failed, items known); with `replaceable` workers the job ends
+    early ("relaunch") when it is worth while to start them all again for those that were lost.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Rank0:
         ledger: Callable[[], Ledger],
         asked: Callable[[], bool],
         progress: Progress | None = None,
+        replaceable: bool = False,
     ) -> None:
         self.plan, self._ledger, self._asked, self._progress = plan, ledger, asked, progress
+        self._replaceable = replaceable
         self._settings = plan.campaign.campaign
         self._journal = journal.Journal(plan.run, plan.job, 0)
         self._late, shared = deadline.overdue(journal.events(plan.run))
@@ -135,14 +138,24 @@ class Rank0:
 
     def timed(self, worker: int, items: int, seconds: float, workers: int) -> None:
         """Choose the size of batches from the time that items take, where the user does not."""
-        if self._settings.batch is not None:
-            return
         before = self._seconds.get(worker)
         new = seconds / items
         self._seconds[worker] = None if worker not in self._seconds else new if before is None else (before + new) / 2
+        if self._settings.batch is None and (mean := self._item_seconds()):
+            self.queue.batch = batching.batch_size(mean, workers)
+
+    def _item_seconds(self) -> float:
+        """What an item takes on the average; 0 where that is not known yet."""
         known = [s for s in self._seconds.values() if s is not None]
-        if known:
-            self.queue.batch = batching.batch_size(sum(known) / len(known), workers)
+        return sum(known) / len(known) if known else 0.0
+
+    def _short(self) -> bool:
+        """So much is left that it pays to start all workers again, with others for those that are lost."""
+        left = self._workers - self.lost_workers
+        if not self._replaceable or not self.lost_workers or not left:
+            return False
+        work = self._item_seconds() * (self.queue.total - self.queue.done)
+        return work * (1 / left - 1 / self._workers) > self._settings.relaunch_seconds
 
     def trouble(self, worker: int, problem: str) -> None:
         if problem not in self.problems:
@@ -166,6 +179,8 @@ class Rank0:
             self._looked = now
             if self._asked():
                 self.stopped = "signal"
+            elif self._short():
+                self.stopped = "relaunch"
         return bool(self.stopped)
 
     def finish(self) -> None:

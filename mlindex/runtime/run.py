@@ -123,7 +123,7 @@ def _rank0(world: World, path: Path, resume: bool, part: Part, asked: Asked, pro
             ledgers.append(Ledger(plan.run, plan.job, 0, name, Schema({}), _attributes(plan)))
         return ledgers[0]
 
-    root = Rank0(plan, world.size - 1, ledger, asked, progress)
+    root = Rank0(plan, world.size - 1, ledger, asked, progress, replaceable=_OUTCOME in os.environ)
     start = {"run": str(plan.run), "base": str(plan.base), "job": plan.job, "attributes": _attributes(plan)}
     try:
         pool.dispatch(world, root.queue, start, root.item, root)
@@ -243,6 +243,8 @@ def _launched(path: Path, ranks: int, resume: bool, part: Part, progress: Progre
             if "error" in told:
                 raise InputError(told["error"])
             lost += told["lost"]
+            if told["stopped"] == "relaunch" and not told["problems"]:
+                continue
             if not told["problems"] or told["lost"] < ranks or state() == before or asked():
                 break
             # every worker is lost, but not in vain: some items are done or known to be deadly; start others

@@ -18,7 +18,8 @@ LISTED = 1000  # failures that a summary names
 class Summary:
     """How a job ended. Counts are of its part of the run directory; `skipped` of them were done before this job.
 
-    `stopped`: "" at the end of the work, or what ended it early: "signal", "stop_after" or "max_failures".
+    `stopped`: "" at the end of the work, or what ended it early: "signal", "stop_after", "max_failures", or (never of a
+    whole run) "relaunch".
     `failures` has (id, source, reason); `problems` has a sentence for anything that kept the campaign from its end;
     `notes` for what was found and mended. Only rank 0 of many has the counts: the others have `rank` > 0, zeros, and
     nothing to print.

@@ -19,6 +19,7 @@ from tests.runtime.campaigns import (
     ROOT,
     done_so_far,
     expected,
+    journaled,
     kill_all,
     make,
     once,
@@ -151,3 +152,19 @@ def test_launcher_that_mpi_does_not_know_is_refused(tmp_path):
 def test_command_line_of_each_mpi(version, wanted):
     got = launch.command("mpiexec", version, 3, ["program"], {"XLA_FLAGS": "", "HOME": "/h"})
     assert got == ["mpiexec", "-n", "3", *wanted, "program"]
+
+
+def test_lost_worker_is_replaced_where_that_saves_time(tmp_path):
+    """The ranks are started once more, because one worker alone would take much longer; nothing is done twice."""
+    files = {k: f"{v} wait 0.2" for k, v in values(80).items()}
+    campaign = make(tmp_path, files, batch=2, extra="relaunch_seconds = 3.0\n")
+    with running(campaign, "--ranks", "2") as process:
+        wait_for(lambda: begun(campaign, 8))
+        os.kill(rank_pid(campaign, 1), signal.SIGKILL)
+        status = process.wait(PATIENCE)
+    assert status == 0
+    once(tmp_path / "run", 80)
+    ends = [(e["event"], e.get("why")) for e in journaled(tmp_path / "run") if e["event"] in ("start", "stop")]
+    assert ends == [("start", None), ("stop", "relaunch"), ("start", None), ("stop", "done")]
+    assert {(row["rank"], row["done"] > 0) for row in status_of(tmp_path / "run")["ranks"]} == {(1, True), (2, True)}
+    assert len(status_of(tmp_path / "run")["ranks"]) == 4

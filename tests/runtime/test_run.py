@@ -68,6 +68,7 @@ def test_run_directory_is_described(tmp_path):
         "output": "out",
         "batch": 2,
         "chunk": "files",
+        "relaunch_seconds": 30.0,
         "rounds": 3,
     }
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"journal", "shards", "log", "results.h5"}
