@@ -83,6 +83,15 @@ class DiskFile:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def check(self) -> None:
+        """Raise the error that the operating system gave, if any."""
+        if self.error is not None:
+            raise self.error
+
+    def sync(self) -> None:
+        """Wait for the disk."""
+        os.fsync(self._file)
+
     def close(self) -> None:
         """Give the file back to the operating system."""
         os.close(self._file)
@@ -98,8 +107,7 @@ def new_hdf5(path: Path, version: tuple[str, str]) -> Iterator[h5py.File]:
     try:
         with h5py.File(disk, "w", libver=version) as file:
             yield file
-        if disk.error is not None:
-            raise disk.error
+        disk.check()
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -15,6 +15,7 @@ A torn line, the last of a killed rank, is passed over.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -33,8 +34,10 @@ FOLDER = "journal"
 def append(path: Path, line: dict[str, Any]) -> None:
     """Add an event, with the time, to a journal, as one whole line in one write."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    text = (json.dumps({**line, "time": round(time.time(), 3)}) + "\n").encode()
     try:
-        os.write(handle, (json.dumps({**line, "time": round(time.time(), 3)}) + "\n").encode())
+        if os.write(handle, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
 

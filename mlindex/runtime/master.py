@@ -18,28 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.records import Column, InputError
+from mlindex.runtime.diskfile import new_hdf5
 from mlindex.runtime.queue import Key
-from mlindex.runtime.shards import (
+from mlindex.runtime.schema import (
+    ORIGIN,
     STATUS_DTYPE,
     STATUSES,
-    VERSION,
-    ShardData,
+    combined,
     describe,
     describe_column,
+    shard_row,
+    write_committed,
+    write_shard_table,
+)
+from mlindex.runtime.shards import (
+    VERSION,
+    ShardData,
     read_numbers,
     read_texts,
 )
 
 MASTER = "results.h5"
-SHARDS = (
-    Column("name", "str", long_name="file in the folder shards of the run"),
-    Column("host", "str", long_name="host of the rank that wrote it"),
-    Column("job", "str", long_name="job that the rank was of"),
-    Column("rank", "int64", long_name="rank in that job"),
-    Column("part", "int64", long_name="part of the campaign that the job worked on"),
-    Column("parts", "int64", long_name="number of parts; 1 for the whole campaign"),
-)
-ORIGIN = Column("shard", "int64", long_name="row in /shards of the file that the item came from")
 
 
 @dataclass(frozen=True)
@@ -184,22 +183,6 @@ def write_items(group: h5py.Group, seen: Survey, columns: Sequence[Column], repl
     describe_column(group.create_dataset(ORIGIN.name, data=seen.shard), ORIGIN)
 
 
-def write_shards(file: h5py.File, seen: Survey) -> None:
-    """The group `/shards`."""
-    group = file.create_group("shards")
-    group.attrs["NX_class"] = "NXcollection"
-    found = [{"part": 0, "parts": 1, "rank": 0, "host": "", "job": "", **s.attributes} for s in seen.shards]
-    for column in SHARDS:
-        values = [s.path.name for s in seen.shards] if column.name == "name" else [f[column.name] for f in found]
-        if column.dtype == "str":
-            texts = np.array([str(v).encode() for v in values], "S")
-            dtype = h5py.string_dtype("utf-8", max(texts.dtype.itemsize, 1))
-            dataset = group.create_dataset(column.name, data=texts.astype(dtype))
-        else:
-            dataset = group.create_dataset(column.name, data=np.array(values, column.dtype))
-        describe_column(dataset, column)
-
-
 def build_master(run: Path | str) -> Path:
     """Write `results.h5` of a run directory over the shards it has now, in one step; the path of the file.
 
@@ -214,10 +197,12 @@ def build_master(run: Path | str) -> Path:
         base = np.cumsum([0, *(_rows_of(shard, table) for shard in seen.shards)])
         moved[f"{table}_offset"] = seen.column(f"{table}_offset") + base[seen.shard]
     partial = run / f".{MASTER}.{os.getpid()}.partial"
-    with h5py.File(partial, "w", libver=VERSION, locking=False) as file:
-        describe(file, {**full.attributes, "kind": "master"}, full.stage, ["items", *tables])
-        file["committed"] = np.array([len(seen)], np.int64)
-        write_shards(file, seen)
+    with new_hdf5(partial, VERSION) as file:
+        attributes = {**combined([shard.attributes for shard in seen.shards]), "kind": "master"}
+        start = float((seen.column("time") - seen.column("seconds")).min()) if len(seen) else None
+        describe(file, attributes, full.stage, ["items", *tables], MASTER, start)
+        write_committed(file, len(seen))
+        write_shard_table(file, [shard_row(shard.path.name, shard.attributes) for shard in seen.shards])
         write_items(file[full.stage]["items"], seen, full.columns["items"], moved)
         for table in tables:
             for column in full.columns[table]:

@@ -7,7 +7,7 @@ copied. A shard that its rank trims in between has the same rows as before.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import zlib
 from collections import OrderedDict
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mlindex.records import Column, InputError
 from mlindex.runtime import schema as layout
+from mlindex.runtime.diskfile import DiskFile
 from mlindex.runtime.master import Survey, fullest, survey
 from mlindex.runtime.shards import VERSION, ShardData
 
@@ -69,35 +70,6 @@ class _Files:
             self._open.popitem()[1].close()
 
 
-class _Sink(io.FileIO):
-    """A new file for HDF5, which does not survive a write that fails: from the first one on, nothing is written.
-
-    `error` is what the disk said then.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view) and self.error is None:
-            try:
-                done += super().write(view[done:])
-            except OSError as error:
-                self.error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        if self.error is None:
-            return super().truncate(size)
-        return size or 0
-
-    def check(self) -> None:
-        """Raise what the disk said, if anything."""
-        if self.error is not None:
-            raise self.error
-
-
 def _spans(rows: NDArray[np.int64]) -> Iterator[tuple[slice, int, int]]:
     """Ascending rows as stretches without large gaps: which of them, from what row to what."""
     ends = np.flatnonzero(np.diff(rows) > _GAP) + 1
@@ -134,7 +106,7 @@ def _pays(block: NDArray) -> bool:
 class _Writer:
     """The datasets of the merged file, one after another, each filled slab by slab."""
 
-    def __init__(self, file: h5py.File, sink: _Sink, files: _Files, seen: Survey) -> None:
+    def __init__(self, file: h5py.File, sink: DiskFile, files: _Files, seen: Survey) -> None:
         self._file, self._sink, self._files, self._seen = file, sink, files, seen
 
     def _texts(self, table: str, name: str) -> int:
@@ -223,7 +195,7 @@ def _fitting(seen: Survey, run: Path) -> ShardData:
     return full
 
 
-def _write(sink: _Sink, name: str, seen: Survey, full: ShardData, progress: Progress | None) -> None:
+def _write(sink: DiskFile, name: str, seen: Survey, full: ShardData, progress: Progress | None) -> None:
     tables = {name: columns for name, columns in full.columns.items() if name != "items"}
     attributes = {**layout.combined([shard.attributes for shard in seen.shards]), "kind": "merged"}
     start = float((seen.column("time") - seen.column("seconds")).min())
@@ -276,10 +248,10 @@ def merge(run: Path | str, output: Path | str | None = None, progress: Progress 
     full = _fitting(seen, run)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        with _Sink(partial, "w+") as sink:
+        with contextlib.closing(DiskFile(partial)) as sink:
             _write(sink, output.name, seen, full, progress)
             sink.check()
-            os.fsync(sink.fileno())
+            sink.sync()
         os.replace(partial, output)
     except OSError as error:
         detail = (error.strerror or str(error)).splitlines()[0]

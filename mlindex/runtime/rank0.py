@@ -11,7 +11,7 @@ from typing import Any
 
 from mlindex.records import Item
 from mlindex.runtime import batching, deadline, journal
-from mlindex.runtime.disk import DiskProblem
+from mlindex.runtime.disk import DiskProblem, disk_problem
 from mlindex.runtime.master import survey
 from mlindex.runtime.queue import KILLS, Done, Key, Queue, Unit
 from mlindex.runtime.rundir import Plan, note
@@ -62,12 +62,19 @@ class Rank0:
         self._workers, self._begun = workers, False
         self.progress([], self.queue.total)
 
+    def _event(self, event: str, **values: Any) -> None:
+        """Something for the journal; a disk that does not take it ends the job."""
+        try:
+            self._journal.event(event, **values)
+        except OSError as error:
+            self.trouble(0, str(disk_problem(self.plan.run, error) or error))
+
     def begin(self) -> None:
         """Say in the journal that the work begins; a job that never gets so far leaves no trace there."""
         if self._begun:
             return
         self._begun = True
-        self._journal.event(
+        self._event(
             "start",
             job=self.plan.job,
             part=[self.plan.part.number, self.plan.part.of],
@@ -102,7 +109,7 @@ class Rank0:
         for shard in seen.shards:
             held = len(shard.items["input"])
             if held > told[shard.path.name]:
-                self._journal.event("recovered", shard=shard.path.name, items=held - told[shard.path.name])
+                self._event("recovered", shard=shard.path.name, items=held - told[shard.path.name])
             columns = (shard.items[name].tolist() for name in ("input", "index", "of", "status"))
             done += [Done(i, k, of, STATUSES[code]) for i, k, of, code in zip(*columns, strict=True)]
         return done
@@ -118,7 +125,7 @@ class Rank0:
         self.lost_workers += 1
         keys = [(u.input, k) for u in suspects for k in range(u.start, u.start + 1 if u.stop is None else u.stop)]
         suspected = [] if any(key in self._late for key in keys) else keys
-        self._journal.event("lost", rank=worker, job=self.plan.job, items=[list(key) for key in suspected])
+        self._event("lost", rank=worker, job=self.plan.job, items=[list(key) for key in suspected])
         names = ", ".join(dict.fromkeys(self.plan.inputs[i].source for i, _ in keys)) or "nothing"
         note(self.plan.run, self.plan.job, f"rank {worker} was lost; at hand were {names}")
 
@@ -204,10 +211,7 @@ class Rank0:
             self.problems.append(f"all workers were lost with {left} items to do; resume the run")
         why = self.stopped or ("problem" if self.problems else "done")
         counts = {"done": self.queue.done, "failed": self.counts["failed"], "total": self.queue.total}
-        try:
-            self._journal.event("stop", part=[self.plan.part.number, self.plan.part.of], why=why, **counts)
-        except OSError as error:
-            self.trouble(0, f"{self.plan.run}: the journal cannot be written ({error.strerror}); make room and resume")
+        self._event("stop", part=[self.plan.part.number, self.plan.part.of], why=why, **counts)
         note(self.plan.run, self.plan.job, f"{self.queue.done} of {self.queue.total} items done; {why}")
 
 

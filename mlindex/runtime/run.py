@@ -134,10 +134,11 @@ def _rank0(world: World, path: Path, resume: bool, part: Part, asked: Asked, pro
         os.close(plan.lock)
 
 
-def _worker(world: World, path: Path, part: Part) -> Summary:
+def _worker(world: World, path: Path, part: Part, masks: Mapping[int, frozenset[int]]) -> Summary:
     hello: dict[str, Any] = {"host": os.uname().nodename}
     open_: list[Worker] = []
     try:
+        device.apply(masks)
         campaign = read_campaign(path)
         stage = _load(campaign.campaign.stage, campaign.stage_settings())
     except InputError as error:
@@ -170,8 +171,7 @@ def _joined(world: World, path: Path, resume: bool, part: Part, asked: Asked, pr
                 pool.release(world)
                 if world.lost:
                     world.expect_trouble_at_exit()
-        device.apply(masks)
-        return _worker(world, path, part)
+        return _worker(world, path, part, masks)
     except InputError:
         raise
     except Disconnected as error:

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from mlindex.config import Campaign, read_campaign
 from mlindex.records import InputError
 from mlindex.runtime import inputs, journal, lock
+from mlindex.runtime.disk import disk_problem
 from mlindex.runtime.inputs import Input
 from mlindex.runtime.master import MASTER, Survey, survey
 from mlindex.runtime.queue import Part
@@ -24,7 +25,15 @@ from mlindex.runtime.queue import Part
 _FOLDERS = (journal.FOLDER, "shards", "log", lock.FOLDER)
 _CAMPAIGN = "campaign.toml"
 _OURS = {*_FOLDERS, _CAMPAIGN, MASTER, inputs.MANIFEST, "merged.h5", "report", "report.html"}
-_OPERATION = {"name", "batch", "item_seconds", "stop_after", "max_failures", "relaunch_seconds", "rounds"}  # may change between jobs
+_OPERATION = {
+    "name",
+    "batch",
+    "item_seconds",
+    "stop_after",
+    "max_failures",
+    "relaunch_seconds",
+    "rounds",
+}  # may change between jobs
 
 
 @dataclass(frozen=True)
@@ -127,13 +136,30 @@ def _replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Inside, a disk that does not take what is written below `run` is an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        if (problem := disk_problem(run, error)) is None:
+            raise
+        raise InputError(str(problem)) from error
+
+
 def create(path: Path, rescan: bool = True) -> Path:
     """Make the run directory of the campaign at `path`, or check it and add inputs that are new; the directory.
 
     Results that it holds stay. Without `rescan` the inputs of a directory that has some stay as they are. Raises
-    `InputError` for a campaign that cannot be read, inputs that do not exist, and a directory of another campaign.
+    `InputError` for a campaign that cannot be read, inputs that do not exist, a directory of another campaign, and one
+    that cannot be written.
     """
     campaign = read_campaign(path)
+    with _writing(path.parent.resolve() / campaign.campaign.output):
+        return _create(path, campaign, rescan)
+
+
+def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
     base = path.parent.resolve()
     run, values = base / campaign.campaign.output, resolved(campaign)
     if new := _is_new(run):
@@ -176,7 +202,8 @@ def prepare(path: Path, resume: bool, part: Part | None = None) -> Plan:
         create(path)
     label = os.environ.get("SLURM_JOB_ID", os.getpid())
     job = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{label}-{part}-{uuid.uuid4().hex[:4]}"
-    seen, notes = _mended(run, job, part)
+    with _writing(run):
+        seen, notes = _mended(run, job, part)
     return Plan(campaign, part, run, base, job, inputs.read(run), seen, notes, held)
 
 

@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.records import Column, InputError, Item, Result, Schema, Status, failed
-
-ITEMS = (
-    Column("id", "str", long_name="name of the item, unique in the campaign"),
-    Column("source", "str", long_name="input file, relative to the campaign file"),
-    Column("input", "int64", long_name="number of the input file in inputs.jsonl"),
-    Column("index", "int64", long_name="number of the item in its file"),
-    Column("of", "int64", long_name="number of items in the file"),
-    Column("status", "status", long_name="solved, unsolved or failed"),
-    Column("reason", "str", long_name="why the item failed"),
-    Column("seconds", "float64", (), "s", "time the item took"),
-    Column("rank", "int64", long_name="rank that worked on the item"),
-    Column("time", "float64", (), "s", "when the item was committed, since 1970-01-01 UTC"),
+from mlindex.runtime.diskfile import new_hdf5
+from mlindex.runtime.schema import (
+    ITEMS,
+    STATUS_DTYPE,
+    STATUSES,
+    describe,
+    describe_column,
+    item_columns,
+    tables_of,
+    write_committed,
 )
+
 _BYTES, _ROWS = 1 << 25, (1024, 1 << 18)  # extent of a table: so many bytes, within so many rows
 _STRING = 64  # bytes, the shortest extent of a text column; in the table of items, where reasons are long:
 _REASON = 256
-STATUSES = tuple(str(status) for status in Status)  # an item's status is stored as the number of its name here
-STATUS_DTYPE = h5py.enum_dtype({name: code for code, name in enumerate(STATUSES)}, np.int8)
 _TEXTS = ("id", "source", "reason")
 VERSION = ("v110", "v110")  # of the HDF5 format: the first whose attributes may be longer than 64 kB
 Columns = dict[str, NDArray]
@@ -131,36 +128,10 @@ def _checked(entry: Entry, schema: Schema) -> tuple[Entry, dict[str, Columns]]:
         return Entry(broken, entry.input, entry.index, entry.of, entry.rank, entry.time), {}
 
 
-def _item_columns(names: Iterable[str]) -> tuple[Column, ...]:
-    offsets = [
-        Column(f"{name}_{what}", "int64", long_name=f"{long} of the item in {name}")
-        for name in names
-        for what, long in (("offset", "first row"), ("count", "number of rows"))
-    ]
-    return (*ITEMS, *offsets)
-
-
 def _dtype(column: Column, length: int) -> Any:
     if column.dtype == "status":
         return STATUS_DTYPE
     return h5py.string_dtype("utf-8", length) if column.dtype == "str" else np.dtype(column.dtype)
-
-
-def describe(group: h5py.Group, attributes: Mapping[str, Any], stage: str, tables: Iterable[str]) -> None:
-    """Give a file its attributes, and a group for the stage and each table."""
-    group.attrs["NX_class"] = "NXroot"
-    group.attrs["default"] = stage
-    for name, value in attributes.items():
-        group.attrs[name] = value
-    group.create_group(stage).attrs["NX_class"] = "NXentry"
-    for name in tables:
-        group[stage].create_group(name).attrs["NX_class"] = "NXcollection"
-
-
-def describe_column(dataset: h5py.Dataset, column: Column) -> None:
-    """Give a dataset its units and name."""
-    dataset.attrs["units"] = column.units
-    dataset.attrs["long_name"] = column.long_name or column.name
 
 
 def _sync_folder(folder: Path) -> None:
@@ -194,9 +165,9 @@ class _Segment:
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # leaves holes, which read as zeros and take no space
         partial = path.with_name(f".{path.name}.partial")
-        with h5py.File(partial, "w", libver=VERSION, locking=False) as file:
-            describe(file, attributes, stage, columns)
-            file.create_dataset("committed", data=np.zeros(1, np.int64)).attrs["long_name"] = "items that count"
+        with new_hdf5(partial, VERSION) as file:
+            describe(file, attributes, stage, columns, path.name)
+            write_committed(file, 0)
             self._committed = file["committed"].id.get_offset()
             for table, cs in columns.items():
                 for c in cs:
@@ -253,7 +224,7 @@ class Shard:
     def __init__(self, folder: Path, stem: str, stage: str, schema: Schema, attributes: Mapping[str, Any]) -> None:
         self._folder, self._stem, self._stage, self._schema = folder, stem, stage, schema
         self._attributes = {"kind": "shard", **attributes}
-        self._columns = {"items": _item_columns(schema.tables), **{t: tuple(cs) for t, cs in schema.tables.items()}}
+        self._columns = {"items": item_columns(schema.tables), **{t: tuple(cs) for t, cs in schema.tables.items()}}
         self._segment: _Segment | None = None
         self._paths: list[Path] = []
         self._lengths: dict[tuple[str, str], int] = {}  # of texts, in the file being written; they only grow
@@ -363,7 +334,7 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
 
 def _tables(group: h5py.Group) -> dict[str, tuple[Column, ...]]:
     """The columns of each table of a stage, that of the items first; what else lies beside them is no table."""
-    names = [name for name, member in group.items() if isinstance(member, h5py.Group) and name != "items"]
+    names = [name for name in tables_of(group) if name != "items"]
     return {table: tuple(_column(d) for d in group[table].values()) for table in ["items", *names]}
 
 

@@ -19,7 +19,7 @@ class Summary:
     """How a job ended. Counts are of its part of the run directory; `skipped` of them were done before this job.
 
     `stopped`: "" at the end of the work, or what ended it early: "signal", "stop_after", "max_failures", or (never of a
-    whole run) "relaunch".
+    whole job) "relaunch".
     `failures` has (id, source, reason); `problems` has a sentence for anything that kept the campaign from its end;
     `notes` for what was found and mended. Only rank 0 of many has the counts: the others have `rank` > 0, zeros, and
     nothing to print.
@@ -70,10 +70,11 @@ def counted(run: Path, part: Part, total: int, problems: Sequence[str] = ()) -> 
     if part.whole and len(seen):
         try:
             build_master(run)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             if (problem := disk_problem(run, error)) is None:
                 raise
-            told.append(f"{problem} (results.h5 is missing, what is in shards is safe)")
+            if str(problem) not in told:
+                told.append(str(problem))
     own = seen
     if not part.whole:
         own = seen.only(part.numbers(seen.input, seen.index, seen.column("of")) == part.number)
