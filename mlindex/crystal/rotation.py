@@ -169,8 +169,8 @@ def laue_rotations(group: str) -> NDArray[np.float64]:
 
 
 def misorientation(
-    u: Float[np.ndarray, "*n 3 3"], v: Float[np.ndarray, "*n 3 3"], group: str | Float[np.ndarray, "m 3 3"] = "-1"
-) -> Float[np.ndarray, "*n"]:
+    u: Float[np.ndarray, "*n 3 3"], v: Float[np.ndarray, "*k 3 3"], group: str | Float[np.ndarray, "m 3 3"] = "-1"
+) -> Float[Any, " ..."]:
     """The least angle (degrees) between orientations u and v (crystal to laboratory) over the symmetry of the crystal.
 
     `group` is a Laue class, or its rotations (m, 3, 3) in the Cartesian axes of the crystal. u and v broadcast.

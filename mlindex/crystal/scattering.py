@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Complex, Float, Int
 from numpy.typing import NDArray
 
-from mlindex.crystal.metric import q2_from_hkl, reciprocal_metric_from_cell
+from mlindex.crystal.metric import CellLike, q2_from_hkl, reciprocal_metric_from_cell
 from mlindex.crystal.spacegroup import SpaceGroup, space_group_from_triplets
 
 _CHUNK = 4_000_000  # phases at a time
@@ -63,9 +63,7 @@ def structure_from_sites(
     return Structure(tuple(element), table[:, :3], table[:, 3], table[:, 4])
 
 
-def structure_factors(
-    structure: Structure, cell: Sequence[float] | Float[np.ndarray, " 6"], hkl: Int[np.ndarray, "n 3"]
-) -> Complex[np.ndarray, " n"]:
+def structure_factors(structure: Structure, cell: CellLike, hkl: Int[np.ndarray, "n 3"]) -> Complex[np.ndarray, " n"]:
     """F (electrons per cell) of each reflection."""
     indices = np.asarray(hkl, np.float64)
     quarter_q2 = q2_from_hkl(reciprocal_metric_from_cell(np.asarray(cell, np.float64)), indices) / 4
@@ -86,9 +84,7 @@ def structure_factors(
     return total
 
 
-def intensities(
-    structure: Structure, cell: Sequence[float] | Float[np.ndarray, " 6"], hkl: Int[np.ndarray, "n 3"]
-) -> Float[np.ndarray, " n"]:
+def intensities(structure: Structure, cell: CellLike, hkl: Int[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
     """|F|^2 of each reflection; one that the atoms extinguish (below 1e-9 of F(000)^2) is exactly zero."""
     squared = np.abs(structure_factors(structure, cell, hkl)) ** 2
     forward = abs(structure_factors(structure, cell, np.zeros((1, 3), np.int64))[0]) ** 2

@@ -83,9 +83,8 @@ def space_group(name: str, alpha: float = 0.0, gamma: float = 0.0) -> SpaceGroup
     with two origins means the first. Raises `ValueError` for a symbol that is not in gemmi's table.
     """
     text = name.strip()
-    number = int(text) if text.isdigit() else 0
-    if number:
-        found = gemmi.find_spacegroup_by_number(number) if number <= 230 else None
+    if text.isdigit():
+        found = gemmi.find_spacegroup_by_number(int(text)) if 1 <= int(text) <= 230 else None
         if found is not None and found.ext == "H" and abs(gamma - 120) > 1 and gamma:
             found = gemmi.find_spacegroup_by_name(found.hm, alpha, gamma)
     else:

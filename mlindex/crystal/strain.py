@@ -56,7 +56,7 @@ def cell_from_ub(ub: Float[Any, "*n 3 3"]) -> Float[Any, "*n 6"]:
     return cell_from_direct_metric(inverted_metric(_metric_of(ub)))
 
 
-def deviatoric_strain(ub: Float[Any, "*n 3 3"], cell: Float[Any, " 6"]) -> Float[Any, "*n 3 3"]:
+def deviatoric_strain(ub: Float[Any, "*n 3 3"], cell: CellLike) -> Float[Any, "*n 3 3"]:
     """The deviatoric strain of ub's lattice against the reference `cell`, in the direct crystal axes (x along a).
 
     Symmetric, of trace zero, the same for every scale of ub.
@@ -71,7 +71,7 @@ def deviatoric_strain(ub: Float[Any, "*n 3 3"], cell: Float[Any, " 6"]) -> Float
     return scaled - xp.reshape(xp.eye(3, dtype=ub.dtype), (1,) * (ub.ndim - 2) + (3, 3))
 
 
-def b_from_strain(cell: Float[Any, " 6"], strain: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
+def b_from_strain(cell: CellLike, strain: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
     """The Busing-Levy B (1/angstrom) of `cell` under a symmetric strain given in the direct crystal axes (x along a).
 
     The inverse of `deviatoric_strain` where the trace is zero: A = T A0, T upper triangular with sym(T) = 1 + strain.
@@ -84,8 +84,6 @@ def b_from_strain(cell: Float[Any, " 6"], strain: Float[Any, "*n 3 3"]) -> Float
     return b_matrix_from_metric(inverted_metric(_metric_of(direct)))
 
 
-def ub_from_strain(
-    u: Float[Any, "*n 3 3"], cell: Float[Any, " 6"], strain: Float[Any, "*n 3 3"]
-) -> Float[Any, "*n 3 3"]:
+def ub_from_strain(u: Float[Any, "*n 3 3"], cell: CellLike, strain: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
     """ub (1/angstrom) of a grain of orientation u and symmetric strain (direct crystal axes)."""
     return u @ b_from_strain(cell, strain)

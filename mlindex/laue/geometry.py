@@ -21,6 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from mlindex.formats.lauetools import Calibration
+from mlindex.records import InputError
+
 KEV_ANGSTROM = 12.398419843  # h c; CODATA 2018
 DIRECTIONS = ("Z>0", "Y>0", "Y<0", "X>0", "X<0")  # where the detector stands: top, the two sides, transmission, back
 
@@ -188,6 +191,37 @@ def kf_from_angles(two_theta: Float[Any, "*n"], chi: Float[Any, "*n"]) -> Float[
     xp = _namespace(two_theta)
     t, c = two_theta * (np.pi / 180), chi * (np.pi / 180)
     return xp.stack([xp.cos(t), xp.sin(t) * xp.sin(c), xp.sin(t) * xp.cos(c)], -1)
+
+
+# The image of a camera that old files name by the size of its pixel (mm) alone: rows and columns
+_FRAMES = {0.0734: (2018, 2016), 0.0791: (2048, 2048), 0.08057: (2048, 2048)}
+
+
+def detector_from_calibration(
+    calibration: Calibration, shape: tuple[int, int] | None = None, *, origin: str = "calibration"
+) -> Detector:
+    """The detector of a calibration that was read from a file, for an image of `shape` (rows, columns) if it is known.
+
+    Files that name no frame get that of the camera with their pixel size. Raises `InputError`, beginning with `origin`.
+    """
+    c = calibration
+    if c.pixel is None:
+        raise InputError(f"{origin}: it has no pixel size; give a .det file whose sixth number it is")
+    size = shape or c.shape or next((f for p, f in _FRAMES.items() if abs(p - c.pixel) < 1e-4), None)
+    if size is None:
+        raise InputError(
+            f"{origin}: it does not say the size of the image, and no known camera has pixels of {c.pixel:g} mm; "
+            "give a .det file with eight numbers in its first line"
+        )
+    if shape is not None and c.shape is not None and tuple(shape) != tuple(c.shape):
+        raise InputError(
+            f"{origin}: it is for images of {c.shape[0]} x {c.shape[1]} pixels, and this one has "
+            f"{shape[0]} x {shape[1]}; give the calibration of this detector"
+        )
+    try:
+        return Detector(c.dd, c.xcen, c.ycen, c.xbet, c.xgam, c.pixel, (size[0], size[1]), c.kf_direction)
+    except ValueError as error:
+        raise InputError(f"{origin}: {error}") from None
 
 
 def largest_two_theta(detector: Detector) -> float:

@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    ub: Float[Array, "*b 3 3"], rays: Rays, detector: Plane | Detector, energy: Float[Any, " 2"] | tuple[float, float]
+    ub: Float[Array, "*b 3 3"], rays: Rays, detector: Plane | Detector, energy: Float[Any, " 2"] | tuple[Any, Any]
 ) -> Prediction:
     """The pattern of one orientation, or of a batch, on the device; pure, with fixed shapes, in the dtype of `ub`.
 
@@ -235,8 +235,8 @@ def simulate_frame(
         Grain(m, np.asarray(ub, np.float64), u_from_ub(ub), deviatoric_strain(ub, m.cell), int(c))
         for (m, ub), c in zip(grains, count, strict=True)
     )
-    columns = (x, y, bright, grain, hkl, energies, true_x, true_y)
-    return Frame(*(c[order] for c in columns), detector, truth)
+    place = (x[order], y[order], bright[order], grain[order], hkl[order], energies[order])
+    return Frame(*place, true_x[order], true_y[order], detector, truth)
 
 
 def render_image(
