@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
 )
 
@@ -43,6 +44,39 @@ class PowderSettings(Settings):
     quantity: Quantity | None = None  # None: the file's header says
     wavelength: float | None = Field(None, gt=0)  # angstrom; None: the file's header says
     seed: int = Field(0, ge=0)
+
+
+def _band(energy: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < energy[0] < energy[1] <= 200:
+        raise ValueError("give the lowest and the highest energy in keV, as 5 and 23")
+    return energy
+
+
+class LaueSettings(Settings):
+    """What a user may choose for Laue indexing. Paths are relative to the campaign file, or to the working directory.
+
+    The search has no random part, and so no seed.
+    """
+
+    materials: tuple[str, ...] = ()  # names, CIFs, or NAME:SPACEGROUP:a,b,c,alpha,beta,gamma; one at least
+    detector: str | None = None  # a .det, or a .cor with a footer; None: what each spot list says in its footer
+    energy: Annotated[tuple[float, float], AfterValidator(_band)] = (5.0, 23.0)  # keV, lowest and highest
+    grains: int | None = Field(None, ge=1)  # at most so many in a frame; None: all that are beyond chance
+    network: bool = False  # let a trained network propose orientations too; `mlindex train laue` makes it
+    threshold: float = Field(6.0, gt=0)  # images: spots stand so many times above the noise
+    max_spots: int = Field(10_000, ge=6)  # of a frame, the brightest
+    dataset: str | None = None  # of an HDF5 file with images; None: the usual one
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    def relative_to(self, folder: Path) -> LaueSettings:
+        """The same settings, with their paths counted from `folder`."""
+        copy = self.model_copy()
+        copy._base = folder
+        return copy
+
+    def located(self, name: str) -> str:
+        """A path of these settings as seen from the working directory."""
+        return str(self._base / name)
 
 
 class CampaignSettings(Settings):
@@ -211,6 +245,7 @@ class Campaign(Settings):
 
     campaign: CampaignSettings
     powder: PowderSettings = PowderSettings()
+    laue: LaueSettings = LaueSettings()
     slurm: SlurmSettings = SlurmSettings()
 
     def stage_settings(self) -> Settings | None:
@@ -247,4 +282,5 @@ def read_campaign(path: Path | str) -> Campaign:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a campaign TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not valid TOML ({error}); correct that line") from None
-    return validated(Campaign, values, str(path))
+    campaign = validated(Campaign, values, str(path))
+    return campaign.model_copy(update={"laue": campaign.laue.relative_to(path.parent)})
