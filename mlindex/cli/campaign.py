@@ -39,7 +39,8 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
 
     try:
         with bar:
-            summary = run_campaign(campaign, ranks, resume, progress, chosen)
+            # in a job nobody watches: what there is to see, `mlindex status` shows
+            summary = run_campaign(campaign, ranks, resume, None if bar.disable else progress, chosen)
     except KeyboardInterrupt:
         say("interrupted; --resume goes on with what is left")
         return 130
