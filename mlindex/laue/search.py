@@ -1,0 +1,492 @@
+"""One frame: propose, assign, refine, judge, greedily over grains and materials, and jointly at the end.
+
+Anchors are the brightest spots that no grain explains yet. Their pairs propose orientations of every material, a table
+look-up screens these by the hundred thousand, the best are refined against the whole pattern, and the grain with
+the largest log-likelihood ratio against chance is accepted, material against material, as long as it passes
+`THRESHOLD`. A spot supports one grain only. The search ends when the widest net brings up nothing more. At the end
+every grain must stand without the spots that any other grain explains as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from mlindex.laue import assign, judge, propose, refine
+from mlindex.laue.geometry import Detector, direction_from_pixel, q_from_kf
+from mlindex.laue.materials import Material
+from mlindex.records import InputError
+
+THRESHOLD = 40.0  # nats that a grain must be likelier than chance; orientations differ in about e^25 ways
+LEAST_SPOTS = 6
+LEAST_COVERAGE = 0.45  # of the strongest rays; two lattices of different kinds share less
+GREATEST_STRAIN = 0.01
+
+
+class Net(NamedTuple):
+    """How wide to cast: anchors for each grain that the free spots may hold, strong rays, tolerances (degrees, px)."""
+
+    anchors: float
+    strong: int
+    angle: float
+    radius: float
+
+
+NETS = (Net(10, 150, 0.05, 3.0), Net(16, 200, 0.1, 4.0), Net(30, 300, 0.12, 4.0))
+_ANCHORS = (30, 240)  # the least and the most
+_CANDIDATES = 600_000  # screened at most for one net and material
+_TILES = (2048, 16384)  # of which one program each is compiled
+_KEPT = 2048  # of the candidates, for the second look
+_LISTED, _CHECKED = 32, 512  # rays looked up at first, and then
+_GREATEST = 75.0  # degrees between two anchors
+_FAILURES = 8  # refined candidates of one material, in a row, that may fail
+_RIVALS, _RIVAL = 24, 0.6  # how many that screen nearly as well (pseudo-symmetry) are refined together, and how nearly
+_APART = 0.6  # degrees; candidates closer than that are one
+_EXTINCT, _OUTSIDE = 0.1, 0.5  # spots a grain cannot have, for each that it can, beyond which it is of another material
+_PRIOR = 2e-3  # of strains, while orientations are still uncertain
+_SCHEDULE = ((4.0, 120, True), (3.0, 300, False), (1.5, 1000, False), (1.0, 10**6, False))  # px, rays, rotation only
+_NEAR = 1.5  # px within which a spot may belong to a ray
+
+
+@dataclass(frozen=True, eq=False)
+class Grain:
+    """One grain of a frame.
+
+    `ub` (3, 3) takes hkl to q (1/angstrom) in LT and `u` is its rotation, in the setting equivalent by symmetry that
+    turns least from the laboratory axes; both are unstrained where the strain is not significant. `strain` and
+    `strain_esd`: deviatoric, in the direct crystal axes (x along a), always as measured. `spots` (m,) are the indices
+    of its spots, `hkl` (m, 3) their primitive reflections; `n_predicted` rays should be seen, `match_rate` is
+    m / n_predicted. `score`: log-likelihood ratio against chance (nats) without the spots that other grains explain;
+    `rms_px` of one coordinate.
+    """
+
+    material: Material
+    ub: NDArray[np.float64]
+    u: NDArray[np.float64]
+    strain: NDArray[np.float64]
+    strain_esd: NDArray[np.float64]
+    spots: NDArray[np.int64]
+    hkl: NDArray[np.int64]
+    n_matched: int
+    n_predicted: int
+    match_rate: float
+    score: float
+    rms_px: float
+
+
+class Looks(NamedTuple):
+    """What screening needs of a crystal on a detector: pairs of strong rays, lists by direction, the first rays, and
+    the direction of q at the centre of the detector."""
+
+    pairs: propose.RayPairs
+    lists: assign.RayLists
+    directions: NDArray[np.float32]
+    least_sine: NDArray[np.float32]
+    centre: NDArray[np.float32]
+
+
+@lru_cache(maxsize=64)
+def looks_of(material: Material, detector: Detector, energy: tuple[float, float], strong: int) -> Looks:
+    """The tables for one material and one net; the last are kept."""
+    crystal = propose.crystal_of(material, detector, energy)
+    ny, nx = detector.shape
+    across, down = np.meshgrid(np.linspace(1, nx, 15), np.linspace(1, ny, 15))
+    q = q_from_kf(direction_from_pixel(across.ravel(), down.ravel(), detector))
+    centre = q.mean(0) / np.linalg.norm(q.mean(0))
+    away = np.degrees(np.arccos(np.clip(q @ centre, -1, 1)))
+    # A narrower cone than the detector: most of the rays in the list then fall onto it, whichever way it is turned
+    cone = float(np.quantile(away, 0.75))
+    lists = assign.ray_lists(crystal.directions[:1000], crystal.least_sine[:1000], cone=cone, most=_LISTED)
+    pairs = propose.ray_pairs(crystal.directions[:strong], crystal.rotations, min(_GREATEST, 2 * away.max()))
+    short = max(_CHECKED - len(crystal.hkl), 0)  # made up with rays that are never seen
+    directions = np.pad(crystal.directions[:_CHECKED], ((0, short), (0, 0))).astype(np.float32)
+    least_sine = np.pad(crystal.least_sine[:_CHECKED], (0, short), constant_values=2.0).astype(np.float32)
+    return Looks(pairs, lists, directions, least_sine, centre.astype(np.float32))
+
+
+def _in_bucket(frames: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "m 3 3"]:
+    """`frames` with zeros behind them, 4096 or 8, 64, ... times as many: every size is a program to compile."""
+    size = 4096
+    while size < len(frames):
+        size *= 8
+    return np.pad(frames, ((0, size - len(frames)), (0, 0), (0, 0)))
+
+
+class Scene:
+    """The spots of a frame: `xy` (n, 2) px, unit `q`, brightest first in `order`, the `owner` of each (-1: none)."""
+
+    def __init__(
+        self,
+        xy: Float[np.ndarray, "n 2"],
+        intensity: Float[np.ndarray, " n"] | None,
+        detector: Detector,
+        energy: tuple[float, float],
+    ) -> None:
+        self.xy, self.detector, self.energy = xy, detector, energy
+        self.plane = detector.plane
+        self.q = q_from_kf(direction_from_pixel(xy[:, 0], xy[:, 1], detector))
+        self.order = np.arange(len(xy)) if intensity is None else np.argsort(-intensity, kind="stable")
+        self.owner = np.full(len(xy), -1)
+        self.tree = cKDTree(xy)
+        self.density = judge.spot_density(xy, self.plane.size)
+        self._tables: dict[float, tuple[Any, float]] = {}
+
+    def table(self, radius: float) -> tuple[Any, float]:
+        """`assign.near_table` of the spots, on the device."""
+        if radius not in self._tables:
+            table, chance = assign.near_table(self.xy, self.detector.shape, radius)
+            self._tables[radius] = jnp.asarray(table), chance
+        return self._tables[radius]
+
+    def match(self, ub: NDArray[np.float64], crystal: propose.Crystal) -> assign.Match:
+        """All rays of a grain that should be seen, and their nearest spots."""
+        ray, at = assign.visible(ub, crystal.hkl, crystal.orders, self.plane, self.energy)
+        return assign.matched(ray, at, self.tree, 2.0)
+
+
+class Found(NamedTuple):
+    """A grain under way: number of its material, `ub`, score, the share of its strongest rays that are seen (`cover`),
+    the rays and spots that are its own, `sigma` of its fit (px)."""
+
+    which: int
+    ub: NDArray[np.float64]
+    score: float
+    cover: float
+    ray: NDArray[np.int64]
+    spot: NDArray[np.int64]
+    n_predicted: int
+    sigma: float
+
+    @property
+    def stands(self) -> bool:
+        """Whether this is beyond chance and beyond the likeness of two lattices."""
+        return self.score >= THRESHOLD and len(self.spot) >= LEAST_SPOTS and self.cover >= LEAST_COVERAGE
+
+    @property
+    def reach(self) -> float:
+        """Pixels within which a spot is one of this grain."""
+        return max(4 * self.sigma, 0.5)
+
+
+def screened(
+    scene: Scene, anchors: Int[np.ndarray, " a"], material: Material, net: Net
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k 3 3"], Int[np.ndarray, "k 2"]]:
+    """The orientations worth refining, best first: their scores, u, and the two spots each comes from."""
+    looks = looks_of(material, scene.detector, scene.energy, net.strong)
+    spots = propose.spot_pairs(scene.q[anchors], _GREATEST)
+    pair, entry, frames = propose.candidates(spots, looks.pairs, np.radians(net.angle), _CANDIDATES)
+    if not len(pair):
+        return np.empty(0), np.empty((0, 3, 3)), np.empty((0, 2), np.int64)
+    table, chance = scene.table(net.radius)
+    gain = np.float32(np.log(0.4 + 0.6 / max(chance, 1e-5)))  # six in ten of the strongest rays are thought to be seen
+    loss = np.float32(-np.log(0.4 + 0.6 * chance))
+    matrix = jnp.asarray(scene.plane.to_pixel.astype(np.float32))
+    tile = _TILES[len(pair) > 4 * _TILES[0]]
+    padding = np.zeros(-len(pair) % tile, np.int64)
+    pairs, entries = (np.concatenate([a, padding]).astype(np.int32) for a in (pair, entry))
+    fixed = [jnp.asarray(a) for a in (looks.lists.rays, looks.lists.least_sine, looks.centre)]
+    spot_frames, ray_frames = jnp.asarray(_in_bucket(frames)), jnp.asarray(_in_bucket(looks.pairs.frames))
+    shape = scene.detector.shape
+    parts = [
+        assign.screen(
+            spot_frames,
+            ray_frames,
+            pairs[i : i + tile],
+            entries[i : i + tile],
+            *fixed,
+            matrix,
+            table,
+            gain,
+            loss,
+            shape,
+        )
+        for i in range(0, len(pairs), tile)
+    ]
+    score = np.concatenate([np.asarray(part) for part in parts])[: len(pair)]
+    keep = np.flatnonzero(score > gain)
+    if len(keep) > _KEPT:
+        keep = keep[np.argpartition(-score[keep], _KEPT)[:_KEPT]]
+    if not len(keep):
+        return np.empty(0), np.empty((0, 3, 3)), np.empty((0, 2), np.int64)
+    u = frames[pair[keep]] @ np.swapaxes(looks.pairs.frames[entry[keep]], 1, 2)
+    tile = 256 if len(keep) <= 512 else _KEPT
+    padded = np.concatenate([u, np.repeat(u[-1:], -len(u) % tile, 0)])
+    fixed = [jnp.asarray(a) for a in (looks.directions, looks.least_sine)]
+    parts = [
+        assign.screen_all(padded[i : i + tile], *fixed, matrix, table, gain, loss, shape)
+        for i in range(0, len(padded), tile)
+    ]
+    score = np.concatenate([np.asarray(part) for part in parts])[: len(u)]
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] > 2 * gain]
+    which = pair[keep[order]] % len(spots.first)
+    both = np.stack([anchors[spots.first[which]], anchors[spots.second[which]]], 1)
+    return score[order].astype(np.float64), u[order].astype(np.float64), both
+
+
+class Queue:
+    """Candidate orientations of one material, best first, until they are tried or ruled out."""
+
+    def __init__(
+        self,
+        which: int,
+        crystal: propose.Crystal,
+        score: Float[np.ndarray, " k"],
+        u: Float[np.ndarray, "k 3 3"],
+        both: Int[np.ndarray, "k 2"],
+    ) -> None:
+        self.which, self.crystal, self.score, self.u, self.both = which, crystal, score, u, both
+        self.alive: Bool[np.ndarray, " k"] = np.ones(len(score), bool)
+        self.failures = 0
+
+    @property
+    def head(self) -> float:
+        """The score of the next candidate; minus infinity when there is none."""
+        return float(self.score[np.argmax(self.alive)]) if self.alive.any() else -np.inf
+
+    def pop(self) -> Float[np.ndarray, "3 3"]:
+        """The next orientation; all that are the same by symmetry, within `_APART`, go with it."""
+        first = int(np.argmax(self.alive))
+        equivalent = (self.u[first] @ self.crystal.rotations).reshape(-1, 9)
+        rest = np.flatnonzero(self.alive)
+        trace = (self.u[rest].reshape(-1, 9) @ equivalent.T).max(1)
+        self.alive[rest[trace > 1 + 2 * np.cos(np.radians(_APART))]] = False
+        self.alive[first] = False
+        return self.u[first]
+
+    def rule_out(self, owner: Int[np.ndarray, " n"]) -> None:
+        """Drop what comes from spots that are explained."""
+        self.alive &= (owner[self.both] < 0).all(1)
+
+
+def polished(scene: Scene, ub: Float[np.ndarray, "3 3"], crystal: propose.Crystal) -> NDArray[np.float64] | None:
+    """`ub` refined on more and more rays within less and less pixels; None where there is nothing to refine on."""
+    ray, _ = assign.visible(ub, crystal.hkl, crystal.orders, scene.plane, scene.energy)
+    for radius, count, rotation_only in _SCHEDULE:
+        seen, at = assign.visible(ub, crystal.hkl, crystal.orders, scene.plane, scene.energy, ray[:count])
+        match = assign.matched(seen, at, scene.tree, radius)
+        hit = match.spot >= 0
+        if hit.sum() < LEAST_SPOTS - 1:
+            return None
+        fit = refine.refined(
+            ub,
+            crystal.hkl[match.ray[hit]],
+            scene.xy[match.spot[hit]],
+            scene.plane,
+            sigma=max(0.3, radius / 4),
+            prior=_PRIOR,
+            steps=2,
+            rotation_only=rotation_only,
+        )
+        ub = fit.ub
+    return ub
+
+
+def judged(scene: Scene, ub: Float[np.ndarray, "3 3"], which: int, crystal: propose.Crystal) -> Found:
+    """The score of an orientation over all its rays, and the spots that are not another grain's."""
+    match = scene.match(ub, crystal)
+    near = match.distance < _NEAR
+    # The median of a squared distance in two dimensions is 2 ln 2 sigma^2
+    sigma = float(np.sqrt(np.median(match.distance[near] ** 2) / (2 * np.log(2)))) if near.any() else 0.5
+    sigma = float(np.clip(sigma, 0.1, 0.6))
+    taken = near & (scene.owner[match.spot] >= 0)
+    found = Found(which, ub, -np.inf, 0.0, match.ray, match.spot, len(match.ray), sigma)
+    mine = (match.distance < found.reach) & ~taken
+    found = found._replace(ray=match.ray[mine], spot=match.spot[mine])
+    stretch = np.linalg.svd(ub @ np.linalg.inv(crystal.b), compute_uv=False)
+    if np.abs(stretch / np.cbrt(np.prod(stretch)) - 1).max() > GREATEST_STRAIN:
+        return found
+    score = judge.log_likelihood_ratio(match.distance, taken, judge.density_at(scene.density, match.xy), sigma)
+    return found._replace(score=score, cover=judge.coverage(mine[~taken]))
+
+
+def impossible(scene: Scene, found: Found, crystal: propose.Crystal) -> bool:
+    """Whether the same lattice explains spots that this material cannot have: extinct, or beyond the energies."""
+    plane, (low, high) = scene.plane, scene.energy
+    every = np.full(len(crystal.lattice), (1 << 31) - 2)
+    own = np.zeros(len(scene.xy), bool)
+    match = scene.match(found.ub, crystal)
+    own[match.spot[match.spot >= 0]] = True
+    own[found.spot] = True
+    for band, share in (((low, high), _EXTINCT), ((high, high * propose.BEYOND), _OUTSIDE)):
+        ray, at = assign.visible(found.ub, crystal.lattice, every, plane, band)
+        match = assign.matched(ray, at, scene.tree, found.reach)
+        elsewhere = int((~own[match.spot[match.spot >= 0]]).sum())
+        expected = float((judge.density_at(scene.density, at) * np.pi * found.reach**2).sum())
+        if judge.betrayed(len(found.spot), elsewhere, expected, share):
+            return True
+    return False
+
+
+def tried(scene: Scene, queue: Queue) -> list[Found]:
+    """Refine candidates of a queue until one stands; those that screen nearly as well are tried beside it."""
+    standing: list[Found] = []
+    while not standing and queue.head > -np.inf and queue.failures < _FAILURES:
+        head = queue.head
+        for _ in range(_RIVALS):
+            ub = polished(scene, queue.pop() @ queue.crystal.b, queue.crystal)
+            if ub is not None:
+                found = judged(scene, ub, queue.which, queue.crystal)
+                standing += [found] if found.stands else []
+            if queue.head < _RIVAL * head:
+                break
+        queue.failures = 0 if standing else queue.failures + 1
+    return standing
+
+
+def harvested(
+    scene: Scene, queues: Sequence[Queue], pool: list[Found], crystals: Sequence[propose.Crystal], most: int
+) -> list[Found]:
+    """The grains that the queues and the pool hold, the best first at every step; the scene learns their spots."""
+    found: list[Found] = []
+    start = int(scene.owner.max(initial=-1)) + 1
+    while len(found) < most:
+        for queue in queues:
+            if all(other.which != queue.which for other in pool):
+                pool = pool + tried(scene, queue)
+        if not pool:
+            break
+        best = max(pool, key=lambda one: one.score)
+        crystal = crystals[best.which]
+        fit = refine.refined(
+            best.ub,
+            crystal.hkl[best.ray],
+            scene.xy[best.spot],
+            scene.plane,
+            sigma=best.sigma,
+            prior=_PRIOR,
+            steps=2,
+        )
+        grain = judged(scene, fit.ub, best.which, crystal)
+        grain = grain if grain.stands else best
+        scene.owner[grain.spot] = start + len(found)
+        found.append(grain)
+        for queue in queues:
+            queue.rule_out(scene.owner)
+        again = [judged(scene, one.ub, one.which, crystals[one.which]) for one in pool if one is not best]
+        pool = [one for one in again if one.stands]
+    return found
+
+
+def pruned(scene: Scene, found: Sequence[Found], crystals: Sequence[propose.Crystal]) -> list[Found]:
+    """The grains that stand without the spots that any other explains as well, the weakest given up first.
+
+    Their scores are those. The scene is left with the spots of each, shared ones with the nearest.
+    """
+    keep = list(found)
+    while True:
+        matches = [scene.match(one.ub, crystals[one.which]) for one in keep]
+        reach = [match.spot[match.distance < one.reach] for one, match in zip(keep, matches, strict=True)]
+        count = np.bincount(np.concatenate([*reach, np.empty(0, np.int64)]), minlength=len(scene.xy))
+        alone = []
+        for one, spots in zip(keep, reach, strict=True):
+            others = count.copy()
+            others[spots] -= 1
+            scene.owner = np.where(others > 0, 0, -1)
+            alone.append(judged(scene, one.ub, one.which, crystals[one.which]))
+        weak = [i for i, one in enumerate(alone) if not one.stands]
+        if not weak:
+            scene.owner = np.where(count > 1, 0, -1)
+            weak = [i for i, one in enumerate(alone) if impossible(scene, one, crystals[one.which])]
+        if not weak:
+            break
+        keep.pop(min(weak, key=lambda i: alone[i].score))
+    nearest = np.full(len(scene.xy), np.inf)
+    scene.owner = np.full(len(scene.xy), -1)
+    for i, (one, match) in enumerate(zip(keep, matches, strict=True)):
+        inside = match.distance < one.reach
+        spot, distance = match.spot[inside], match.distance[inside]
+        closer = distance < nearest[spot]
+        scene.owner[spot[closer]], nearest[spot[closer]] = i, distance[closer]
+    settled = []
+    for i, (one, match) in enumerate(zip(alone, matches, strict=True)):
+        mine = match.distance < keep[i].reach
+        mine[mine] = scene.owner[match.spot[mine]] == i
+        settled.append(one._replace(ray=match.ray[mine], spot=match.spot[mine]))
+    return settled
+
+
+def finished(scene: Scene, found: Found, material: Material, crystal: propose.Crystal) -> Grain:
+    """The last refinement of a grain on its own spots, in the standard setting."""
+    hkl, xy = crystal.hkl[found.ray], scene.xy[found.spot]
+    result = refine.measured(found.ub, hkl, xy, scene.plane, material, sigma=found.sigma)
+    n = len(found.spot)
+    return Grain(
+        material,
+        result.ub,
+        result.u,
+        result.strain,
+        result.strain_esd,
+        found.spot,
+        np.rint(hkl @ result.setting.T).astype(np.int64),
+        n,
+        found.n_predicted,
+        n / max(found.n_predicted, 1),
+        found.score,
+        result.rms,
+    )
+
+
+def index_frame(
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    intensity: Float[np.ndarray, " n"] | None,
+    detector: Detector,
+    materials: Sequence[Material],
+    *,
+    energy: tuple[float, float] = (5.0, 23.0),
+    grains: int | None = None,
+    guesses: Sequence[tuple[int, Float[np.ndarray, "3 3"]]] = (),
+) -> list[Grain]:
+    """Every grain of `materials` in a frame, the best first; an empty list where no crystal is beyond chance.
+
+    `x`, `y` (px) and `intensity` of the spots (None: they come brightest first), `energy` (lowest, highest) keV, at
+    most `grains` of them. `guesses` are (number of the material, ub) of grains that may be there, as in a neighbouring
+    frame, and are tried first. Raises `InputError` where positions are not finite or off the detector.
+    """
+    xy = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], 1)
+    ny, nx = detector.shape
+    if not np.isfinite(xy).all():
+        raise InputError("some spots have no finite position; give x and y of every spot in pixels")
+    outside = ((xy < -1) | (xy > np.array([nx, ny]) + 2)).any(1)
+    if outside.any():
+        raise InputError(
+            f"{outside.sum()} of {len(xy)} spots lie outside the {nx} x {ny} pixels of the detector; "
+            "give the calibration of this detector"
+        )
+    if len(xy) < LEAST_SPOTS or not materials:
+        return []
+    band = (float(energy[0]), float(energy[1]))
+    scene = Scene(xy, None if intensity is None else np.asarray(intensity, np.float64), detector, band)
+    crystals = [propose.crystal_of(material, detector, band) for material in materials]
+    most = len(xy) if grains is None else grains
+    pool: list[Found] = []
+    for which, guess in guesses:
+        ub = polished(scene, np.asarray(guess, np.float64), crystals[which])
+        one = None if ub is None else judged(scene, ub, which, crystals[which])
+        pool += [one] if one is not None and one.stands else []
+    found = harvested(scene, [], pool, crystals, most)
+    level = 0
+    while level < len(NETS) and len(found) < most:
+        net = NETS[level]
+        free = scene.order[scene.owner[scene.order] < 0]
+        if len(free) < LEAST_SPOTS:
+            break
+        queues = []
+        for which, (material, crystal) in enumerate(zip(materials, crystals, strict=True)):
+            count = net.anchors * max(1.5, len(free) / (0.8 * crystal.typical))
+            anchors = free[: int(np.clip(count, *_ANCHORS))]
+            queues.append(Queue(which, crystal, *screened(scene, anchors, material, net)))
+        more = harvested(scene, queues, [], crystals, most - len(found))
+        found += more
+        level += not more
+    settled = sorted(pruned(scene, found, crystals), key=lambda one: -one.score)
+    return [finished(scene, one, materials[one.which], crystals[one.which]) for one in settled]
