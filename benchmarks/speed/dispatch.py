@@ -3,9 +3,10 @@
     python benchmarks/speed/dispatch.py --json benchmarks/results/dispatch.json
 
 Real MPI processes and the real dispatcher (`pool.dispatch` with `rank0.Rank0` on a run directory); the workers do no
-work and write nothing, so that rank 0 alone is measured. `--rate`: workers that answer at once; batches a second by the
-clock, while workers and rank 0 share the machine, and by the CPU time of rank 0 alone, which is what one core of its own
-would serve. `--overhead`: workers that sleep for 100 ms a batch; the share of their time that is not sleep.
+work and write nothing, so that rank 0 alone is measured. `--rate`: workers that answer at once; batches a second by
+the clock, while workers and rank 0 share the machine, and by the CPU time of rank 0 alone, which is what one core of
+its own would serve. `--overhead`: workers that sleep for 100 ms a batch; the share of the time from their first batch to
+their last that is not sleep.
 `--memory`: the resident set of rank 0 before the first batch and after the last, for campaigns of 10^4, 10^5 and 10^6
 items, one item a file and a thousand items a file. `--status`: how long `mlindex status` takes on a run of 10^6 items.
 """
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +66,13 @@ def rank(campaign: Path, of: int, sleep: float) -> None:
     assert world is not None, "start this with mpiexec"
     world.worker_masks()
     if world.rank:
-        slept = 0.0
+        spans: list[tuple[float, float]] = []
 
         def work(batch: Sequence[Item], opened: Callable[[int, int], None]) -> list[Done]:
-            nonlocal slept
             if sleep:
                 start = time.perf_counter()
                 time.sleep(sleep)
-                slept += time.perf_counter() - start
+                spans.append((start, time.perf_counter()))
             done = []
             for unit in batch:
                 i, start_, stop = int(unit.attrs["input"] or 0), int(unit.attrs["start"] or 0), unit.attrs["stop"]
@@ -81,16 +82,14 @@ def rank(campaign: Path, of: int, sleep: float) -> None:
                 done += [Done(i, k, of, "solved") for k in range(start_, int(stop))]
             return done
 
-        begun: list[float] = []
-
         def begin(start: Mapping[str, Any]) -> pool.Work:
-            begun.append(time.perf_counter())
             return work
 
         pool.serve(world, {"host": os.uname().nodename}, begin)
         if sleep:
-            share = 1 - slept / (time.perf_counter() - begun[0])
-            (campaign.parent / f"overhead-{world.rank}.json").write_text(json.dumps(share))
+            gaps = [after[0] - before[1] for before, after in pairwise(spans)]
+            told = {"share": sum(gaps) / (spans[-1][1] - spans[0][0]), "median_ms": 1e3 * sorted(gaps)[len(gaps) // 2]}
+            (campaign.parent / f"overhead-{world.rank}.json").write_text(json.dumps(told))
         pool.leave(world)
         return
     plan = prepare(campaign, True)
@@ -137,8 +136,8 @@ def measured(items: int, of: int, batch: int, workers: int, sleep: float = 0.0) 
         command = launch.command(mpiexec, launch.version_of(mpiexec), workers + 1, program, env)
         subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=1200)
         told = json.loads((campaign.parent / "told.json").read_text())
-        shares = [json.loads(path.read_text()) for path in campaign.parent.glob("overhead-*.json")]
-        return {**told, "overhead": sum(shares) / len(shares) if shares else None}
+        waits = [json.loads(path.read_text()) for path in campaign.parent.glob("overhead-*.json")]
+        return {**told, "overhead": {key: max(w[key] for w in waits) for key in waits[0]} if waits else {}}
 
 
 def big_run(folder: Path, items: int, ranks: int) -> Path:
@@ -211,8 +210,9 @@ def main() -> None:
             print(f"{workers:8d}{row['per_s']:11.0f}{row['cpu_us']:16.0f}{1e6 / row['cpu_us']:18.0f}")
     if everything or options.overhead:
         told = measured(2 * 200, 1, 1, 2, 0.1)
-        out["overhead"] = {"workers": 2, "batch_s": 0.1, "share": told["overhead"]}
-        print(f"2 workers, batches of 100 ms: {100 * told['overhead']:.2f} % of their time is not work")
+        out["overhead"] = {"workers": 2, "batch_s": 0.1, **told["overhead"]}
+        share, wait = 100 * told["overhead"]["share"], told["overhead"]["median_ms"]
+        print(f"2 workers, batches of 100 ms: {share:.2f} % of the time is not work (median wait {wait:.2f} ms)")
     if everything or options.memory:
         out["memory"] = []
         print(f"{'items':>9}{'items a file':>14}{'before MB':>11}{'after MB':>10}{'peak MB':>9}")

@@ -14,6 +14,7 @@ DISPATCH = 150e-6  # seconds of rank 0 a batch (benchmarks/speed/dispatch.py)
 COMMIT = 10e-3  # seconds a batch for the file system to take the results, twice synchronised
 BUSY = 0.5  # largest fraction of the time that rank 0 should be busy
 OVERHEAD = 0.02  # largest fraction of a worker's time for what a batch costs it
+BRIEF = 2.0  # seconds: a worker gets another batch before it has done one that is shorter, and need not wait for it
 LONGEST = 10.0  # seconds of work that may be lost with a worker
 MOST = 4096  # items
 

@@ -75,7 +75,7 @@ class Events(Protocol):
         """These items are done now."""
 
     def timed(self, worker: int, items: int, seconds: float, workers: int) -> None:
-        """A batch of so many items took so long, from its sending to its end, while so many workers are at work."""
+        """A batch of so many items took a worker so long, while so many workers are at work."""
 
     def trouble(self, worker: int, problem: str) -> None:
         """A worker cannot write its results."""
@@ -93,19 +93,21 @@ def dispatch(
     `start` goes to each worker first; `unit_item` turns a unit into what travels. Raises `InputError` with the reason
     of a worker that cannot start, after all have ended.
     """
-    idle: set[int] = set()
+    idle: set[int] = set()  # those that might take a batch
     open_, gone = set(range(1, world.size)), set[int]()
-    sent: dict[int, float] = {}
     problems: list[str] = []
     while open_:
-        for worker in sorted(idle):
+        for worker in sorted(idle, key=lambda w: (queue.load(w), w)):
             if (batch := queue.take(worker, len(open_))) is None:
-                break
+                if not queue.load(worker):
+                    break
+                idle.discard(worker)
+                continue
             number, units = batch
             label = Item("batch", "", attrs={"number": number})
-            idle.discard(worker)
-            sent[worker] = time.monotonic()
             world.send(worker, WORK, items_to_buffer([label, *map(unit_item, units)]))
+            if queue.load(worker) >= queue.ahead:
+                idle.discard(worker)
         while queue.condemned:
             done = events.condemn(queue.condemned.pop())
             events.progress(queue.complete(0, -1, done), queue.total)
@@ -120,7 +122,7 @@ def dispatch(
                 open_.discard(message.source)
                 queue.abandon()
             else:
-                _hear(message, queue, world, start, events, idle, open_, sent)
+                _hear(message, queue, world, start, events, idle, open_)
         for worker in sorted(world.lost - gone):
             gone.add(worker)
             idle.discard(worker)
@@ -142,7 +144,6 @@ def _hear(
     events: Events,
     idle: set[int],
     open_: set[int],
-    sent: Mapping[int, float],
 ) -> None:
     worker, told = message.source, unpack(message)
     if message.tag == HELLO:
@@ -158,7 +159,7 @@ def _hear(
             events.trouble(worker, problem)
             queue.abandon()
         elif told["done"]:
-            events.timed(worker, len(told["done"]), time.monotonic() - sent[worker], len(open_))
+            events.timed(worker, len(told["done"]), told["seconds"], len(open_))
         events.progress(new, queue.total)
     elif message.tag == BYE:
         open_.discard(worker)
@@ -210,8 +211,9 @@ def serve(world: Messenger, hello: Mapping[str, Any], begin: Callable[[Mapping[s
         elif message.tag == WORK and work is not None:
             label, *items = items_from_buffer(message.data)
             told: dict[str, Any] = {"number": label.attrs["number"], "done": []}
+            begun = time.monotonic()
             try:
                 told["done"] = [[d.input, d.index, d.of, d.status] for d in work(items, opened)]
             except DiskProblem as error:
                 told["problem"] = str(error)
-            world.send(0, DONE, pack(told))
+            world.send(0, DONE, pack({**told, "seconds": time.monotonic() - begun}))

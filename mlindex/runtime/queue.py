@@ -88,7 +88,8 @@ class Done:
 class Queue:
     """The items of one part of a campaign.
 
-    `inputs`: how many there are; `batch`: items a batch, which may be changed at any time; `done`: (input, index) of
+    `inputs`: how many there are; `batch`: items a batch, and `ahead`: batches that a worker may hold, of which it works
+    on the first, both of which may be changed at any time; `done`: (input, index) of
     the items that earlier runs have finished; `of`: the number of items of inputs already read; `kills`: how many
     workers an item has taken with it before.
     """
@@ -103,6 +104,7 @@ class Queue:
         kills: Mapping[Key, int] | None = None,
     ) -> None:
         self.batch = batch
+        self.ahead = 1
         self.part = part or Part()
         self._of = np.full(inputs, -1, np.int32)
         self._complete = bytearray(inputs)  # inputs of which nothing is left
@@ -110,7 +112,7 @@ class Queue:
         self._left: dict[int, int] = {}
         self._kills = dict(kills or {})
         self._front: deque[Unit] = deque()
-        self._out: dict[int, tuple[int, list[Unit]]] = {}
+        self._out: dict[int, dict[int, list[Unit]]] = {}  # by worker and number, in the order of their work
         self._number = itertools.count()
         self._abandoned = False
         self._items_out = 0
@@ -208,9 +210,16 @@ class Queue:
         """Nothing is left to hand out or to wait for."""
         return not self._out and self._next() is None
 
+    def load(self, worker: int) -> int:
+        """How many batches a worker holds."""
+        return len(self._out.get(worker, ()))
+
     def take(self, worker: int, workers: int) -> tuple[int, list[Unit]] | None:
         """The next batch for a worker, or None; batches get smaller towards the end, so that all end together."""
-        if worker in self._out or self._next() is None:
+        if (load := self.load(worker)) >= self.ahead or (unit := self._next()) is None:
+            return None
+        plenty = 2 * self.ahead * workers * self.batch <= self.total - self.done - self._items_out
+        if load and (unit.kills or not plenty):
             return None
         room = self.batch
         while room > 1 and room * workers > self.total - self.done - self._items_out:
@@ -228,7 +237,7 @@ class Queue:
             self._items_out += size
             room -= self.batch if unit.kills else size
         number = next(self._number)
-        self._out[worker] = number, units
+        self._out.setdefault(worker, {})[number] = units
         return number, units
 
     def abandon(self) -> None:
@@ -238,8 +247,11 @@ class Queue:
     def complete(self, worker: int, number: int, done: Sequence[Done]) -> list[Done]:
         """A worker has committed a batch; those of its items that were not done before."""
         new = self._record(done)
-        if self._out.get(worker, (None,))[0] == number:
-            self._reopen(self._out.pop(worker)[1], lost=False)
+        held = self._out.get(worker, {})
+        if number in held:
+            self._reopen(held.pop(number), lost=False)
+            if not held:
+                del self._out[worker]
         return new
 
     def lose(
@@ -250,15 +262,28 @@ class Queue:
         `guilty`: items that are known to have ended it. They fail without another try, and no other is suspect.
         """
         new = self._record(committed)
-        units = self._out.pop(worker)[1] if worker in self._out else []
         self._kills |= dict.fromkeys(guilty, KILLS)
-        suspects = self._reopen(units, lost=not guilty)
-        return new, suspects
+        batches = list(self._out.pop(worker, {}).values())
+        while batches and self._settled(batches[0]):  # committed, and not yet acknowledged
+            self._reopen(batches.pop(0), lost=False)
+        for untouched in reversed(batches[1:]):
+            self._reopen(untouched, lost=False)
+        return new, self._reopen(batches[0], lost=not guilty) if batches else []
 
     def _record(self, done: Sequence[Done]) -> list[Done]:
         for d in done:
             self.opened(d.input, d.of)
         return [d for d in done if self._mark(*d.key)]
+
+    def _settled(self, units: Sequence[Unit]) -> bool:
+        """Nothing is left of these units."""
+        for unit in units:
+            if self._of[unit.input] < 0 and not self._complete[unit.input]:
+                return False
+            items = self.items(unit.input) if unit.stop is None else range(unit.start, unit.stop)
+            if any(not self._is_done(unit.input, index) for index in items):
+                return False
+        return True
 
     def _reopen(self, units: Sequence[Unit], *, lost: bool) -> list[Unit]:
         """Put back what is left of units; where their worker was lost, what it had at hand is suspect."""

@@ -148,8 +148,10 @@ class Rank0:
         before = self._seconds.get(worker)
         new = seconds / items
         self._seconds[worker] = None if worker not in self._seconds else new if before is None else (before + new) / 2
-        if self._settings.batch is None and (mean := self._item_seconds()):
-            self.queue.batch = batching.batch_size(mean, workers)
+        if mean := self._item_seconds():
+            if self._settings.batch is None:
+                self.queue.batch = batching.batch_size(mean, workers)
+            self.queue.ahead = 2 if mean * self.queue.batch < batching.BRIEF else 1
 
     def _item_seconds(self) -> float:
         """What an item takes on the average; 0 where that is not known yet."""

@@ -1,4 +1,4 @@
-"""Parts of a campaign, as the tasks of an array do them, and early ends: by a signal, enough solutions, many failures."""
+"""Parts of a campaign, as the tasks of an array do them, and early ends: by a signal, enough solutions, failures."""
 
 from __future__ import annotations
 

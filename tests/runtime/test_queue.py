@@ -32,13 +32,15 @@ def test_everything_is_done_once(sizes, batch, workers, data):
     """Any number of deaths, before or after a part of the batch was committed; no item is deadly."""
     queue = Queue(len(sizes), batch)
     recorded: Counter[tuple[int, int]] = Counter()
-    out: dict[int, tuple[int, list[Unit]]] = {}
+    out: dict[int, list[tuple[int, list[Unit]]]] = {}
+    queue.ahead = data.draw(st.integers(1, 3))
     for _ in range(10000):
         if queue.finished and not queue.condemned:
             break
         for worker in range(workers):
-            if worker not in out and (batch_ := queue.take(worker, workers)) is not None:
-                out[worker] = batch_
+            while (taken := queue.take(worker, workers)) is not None:
+                out.setdefault(worker, []).append(taken)
+            assert len(out.get(worker, [])) == queue.load(worker) <= queue.ahead
         for unit in queue.condemned:
             assert unit.kills >= KILLS
             of = queue.size(unit.input) or 1
@@ -48,13 +50,19 @@ def test_everything_is_done_once(sizes, batch, workers, data):
         queue.condemned.clear()
         if out:
             worker = data.draw(st.sampled_from(sorted(out)))
-            number, units = out.pop(worker)
+            number, units = out[worker].pop(0)
             done = work_on(queue, units, sizes, data.draw(st.booleans()))
             if data.draw(st.integers(0, 3)):
                 recorded.update(d.key for d in queue.complete(worker, number, done))
             else:
                 done = done[: data.draw(st.integers(0, len(done)))]
-                recorded.update(d.key for d in queue.lose(worker, done)[0])
+                new, suspects = queue.lose(worker, done)
+                recorded.update(d.key for d in new)
+                begun = {u.input for u in units} | ({u.input for u in out[worker][0][1]} if out[worker] else set())
+                assert {u.input for u in suspects} <= begun, "only what was at hand is suspect"
+                out[worker].clear()
+            if not out[worker]:
+                del out[worker]
     assert queue.finished and set(recorded.values()) == {1}
     read = {i for i in range(len(sizes)) if queue.size(i) == sizes[i]}
     assert {key for key in recorded if key[0] in read} == {(i, k) for i in read for k in range(sizes[i])}
@@ -121,3 +129,25 @@ def test_late_acknowledgement_of_a_lost_worker_counts_once():
     assert queue.complete(1, number, done) == done[1:]
     assert [unit.input for _, units in [queue.take(2, 1)] for unit in units] == [1]
     assert queue.complete(2, 1, done[1:]) == [] and queue.finished
+
+
+def test_a_batch_that_was_not_begun_is_not_suspect():
+    queue = Queue(40, 2)
+    queue.ahead = 2
+    first, second = queue.take(1, 1), queue.take(1, 1)
+    assert queue.take(1, 1) is None
+    _, suspects = queue.lose(1, [])
+    assert [u.input for u in suspects] == [u.input for u in first[1]]
+    handed = []
+    while (taken := queue.take(2, 1)) is not None and len(handed) < 4:
+        handed.append([(u.input, u.kills) for u in taken[1]])
+        queue.complete(2, taken[0], [Done(u.input, 0, 1, "solved") for u in taken[1]])
+    assert handed[:3] == [[(0, 1)], [(1, 1)], [(u.input, 0) for u in second[1]]]
+
+
+def test_a_batch_committed_but_not_acknowledged_leaves_the_next_one_suspect():
+    queue = Queue(40, 2)
+    queue.ahead = 2
+    first, second = queue.take(1, 1), queue.take(1, 1)
+    new, suspects = queue.lose(1, [Done(u.input, 0, 1, "solved") for u in first[1]])
+    assert len(new) == 2 and [u.input for u in suspects] == [u.input for u in second[1]]
