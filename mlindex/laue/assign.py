@@ -92,8 +92,8 @@ def ray_lists(
 
 def _said(
     u: Float[Array, "k 3 3"],
-    rays: Float[Array, "k r 3"],
-    least_sine: Float[Array, "k r"],
+    rays: Float[Array, "#k r 3"],
+    least_sine: Float[Array, "#k r"],
     matrix: Float[Array, "3 3"],
     table: UInt8[Array, " cells"],
     shape: tuple[int, int],

@@ -86,17 +86,17 @@ def log_likelihood_ratio(
     return best - np.log(_CUTS)
 
 
-def coverage(hit: Bool[np.ndarray, " n"], least: int = 12) -> float:
-    """The share of rays that are seen among the strongest, for the number of them (from `least` on) that is best.
+def coverage(hit: Bool[np.ndarray, " n"], least: int = 16) -> float:
+    """The share of rays that are seen among the strongest n, for the best n that has room for all hits.
 
-    `hit` is in order of expected intensity, strongest first. One half is added to the rays and nothing to the hits, so
-    that few rays prove less than many.
+    `hit` is in order of expected intensity, strongest first; n is not below `least` nor below the number of hits. A
+    weak grain shows its strongest rays, and a grain of another kind shows some of all.
     """
     if not len(hit):
         return 0.0
     count = np.arange(1, len(hit) + 1)
     share = np.cumsum(hit) / (count + 0.5)
-    return float(share[min(least, len(hit)) - 1 :].max())
+    return float(share[min(max(least, int(hit.sum())), len(hit)) - 1 :].max())
 
 
 def betrayed(seen: int, elsewhere: int, expected: float, share: float) -> bool:
@@ -104,4 +104,4 @@ def betrayed(seen: int, elsewhere: int, expected: float, share: float) -> bool:
 
     They must be beyond chance, and at least `share` of the spots that the grain explains.
     """
-    return elsewhere > expected + 3 * np.sqrt(expected) + 2 and elsewhere - expected > share * seen
+    return bool(elsewhere > expected + 3 * np.sqrt(expected) + 1.5 and elsewhere - expected > share * seen)

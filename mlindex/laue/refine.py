@@ -114,7 +114,7 @@ def standard_setting(ub: Float[np.ndarray, "3 3"], material: Material) -> Float[
     """S (3, 3), integers, of the equivalent description ub S^-1 and hkl' = S hkl whose rotation is the smallest."""
     b = material.b
     rotations = material.rotations
-    trace = np.einsum("ij,mij->m", u_from_ub(ub).T, np.swapaxes(rotations, 1, 2))
+    trace = np.einsum("ij,mji->m", u_from_ub(ub), rotations)
     rotation = rotations[int(np.argmax(np.round(trace, 9)))]
     return np.rint(np.linalg.inv(b) @ rotation.T @ b)
 

@@ -50,7 +50,10 @@ _GREATEST = 75.0  # degrees between two anchors
 _FAILURES = 8  # refined candidates of one material, in a row, that may fail
 _RIVALS, _RIVAL = 24, 0.6  # how many that screen nearly as well (pseudo-symmetry) are refined together, and how nearly
 _APART = 0.6  # degrees; candidates closer than that are one
-_EXTINCT, _OUTSIDE = 0.1, 0.5  # spots a grain cannot have, for each that it can, beyond which it is of another material
+_EXTINCT, _OUTSIDE = (
+    0.06,
+    0.5,
+)  # spots a grain cannot have, for each that it can, beyond which it is of another material
 _PRIOR = 2e-3  # of strains, while orientations are still uncertain
 _SCHEDULE = ((4.0, 120, True), (3.0, 300, False), (1.5, 1000, False), (1.0, 10**6, False))  # px, rays, rotation only
 _NEAR = 1.5  # px within which a spot may belong to a ray
@@ -168,7 +171,7 @@ class Found(NamedTuple):
     @property
     def stands(self) -> bool:
         """Whether this is beyond chance and beyond the likeness of two lattices."""
-        return self.score >= THRESHOLD and len(self.spot) >= LEAST_SPOTS and self.cover >= LEAST_COVERAGE
+        return bool(self.score >= THRESHOLD and len(self.spot) >= LEAST_SPOTS and self.cover >= LEAST_COVERAGE)
 
     @property
     def reach(self) -> float:
@@ -489,4 +492,6 @@ def index_frame(
         found += more
         level += not more
     settled = sorted(pruned(scene, found, crystals), key=lambda one: -one.score)
-    return [finished(scene, one, materials[one.which], crystals[one.which]) for one in settled]
+    result = [finished(scene, one, materials[one.which], crystals[one.which]) for one in settled]
+    # On the way the prior holds strains back; what the spots say at the end may be the lattice of another crystal
+    return [grain for grain in result if (np.abs(grain.strain) - 3 * grain.strain_esd).max() < GREATEST_STRAIN]
