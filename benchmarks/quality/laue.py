@@ -5,9 +5,9 @@
 
 Frames have 0.2 px noise, 15 % of the spots dropped and 10 % spurious ones, on a 2016 x 2018 detector at 79.6 mm, 5-23
 keV, grains of different volumes (log-normal, 0.5). A grain is found when one reported of its material lies within 0.1
-degrees (up to symmetry; each true grain counts once); every other grain reported is false. The errors of orientation and
-strain are those of the grains found, in the setting of the one reported. Seconds are CPU seconds of this process, after
-one frame of warming up; every miss and every false grain is listed in the JSON.
+degrees (up to symmetry; each true grain counts once); every other grain reported is false. The errors of orientation
+and strain are those of the grains found, in the setting of the one reported. Seconds are CPU seconds of this process,
+after one frame of warming up; every miss and every false grain is listed in the JSON.
 """
 
 from __future__ import annotations
