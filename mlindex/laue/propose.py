@@ -24,6 +24,8 @@ from mlindex.laue.materials import Material, rays
 _SINES = np.array([0.4, 0.55, 0.7, 0.85])  # of the Bragg angles over which a ray's intensity is averaged
 BEYOND = 1.35  # times the highest energy: how far spots are looked for that the material cannot have
 _LATTICE = 6000  # of these at most
+_ALIKE = 1.5  # degrees within which rays agree, for a pseudo-symmetry
+_RELATIVES = 24
 LEAST_ANGLE = 8.0  # degrees; spots closer than that say little about the rotation about themselves
 
 
@@ -88,6 +90,36 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
         float(np.median(counts)),
         lattice_directions(material, BEYOND * float(length.max(initial=0.0))),
     )
+
+
+@lru_cache(maxsize=32)
+def pseudo_rotations(material: Material, detector: Detector, energy: tuple[float, float]) -> Float[np.ndarray, "m 3 3"]:
+    """Rotations that nearly map the strongest rays onto strong rays, without being symmetries of the crystal.
+
+    A grain turned by one of them looks much the same: its bright spots agree and its weak ones do not. In crystal axes,
+    the most alike first, at most `_RELATIVES`, one of each set that the symmetry makes equivalent.
+    """
+    crystal = crystal_of(material, detector, energy)
+    base, strong = crystal.directions[:40], crystal.directions[:150]
+    table = ray_pairs(strong[:60], np.eye(3)[None], 95.0)
+    spots = spot_pairs(base[:5], 95.0)
+    pair, entry, frames = candidates(spots, table, np.radians(_ALIKE), 40_000)
+    found = frames[pair] @ np.swapaxes(table.frames[entry], 1, 2)
+    shares = []
+    for start in range(0, len(found), 500):
+        cosine = np.einsum("kij,nj,mi->knm", found[start : start + 500], base.astype(np.float32), strong)
+        shares.append((cosine.max(2) > np.cos(np.radians(_ALIKE))).mean(1))
+    share = np.concatenate([*shares, np.empty(0)])
+    kept: list[NDArray[np.float64]] = []
+    known = list(crystal.rotations)  # and what is equivalent to a rotation that is kept
+    for i in np.argsort(-share, kind="stable")[: int((share > 0.6).sum())]:
+        if len(kept) == _RELATIVES:
+            break
+        one = found[i].astype(np.float64)
+        if np.einsum("ij,mij->m", one, np.array(known)).max() < 1 + 2 * np.cos(np.radians(3 * _ALIKE)):
+            kept.append(one)
+            known += list(one @ crystal.rotations)
+    return np.array(kept).reshape(-1, 3, 3)
 
 
 class RayPairs(NamedTuple):

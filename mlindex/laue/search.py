@@ -48,7 +48,8 @@ _KEPT = 2048  # of the candidates, for the second look
 _LISTED, _CHECKED = 32, 512  # rays looked up at first, and then
 _GREATEST = 75.0  # degrees between two anchors
 _FAILURES = 8  # refined candidates of one material, in a row, that may fail
-_RIVALS, _RIVAL = 24, 0.6  # how many that screen nearly as well (pseudo-symmetry) are refined together, and how nearly
+_RIVALS, _RIVAL = 6, 0.75  # how many that screen nearly as well (pseudo-symmetry) are refined together, and how nearly
+_DOUBTFUL = 0.8  # coverage below which a grain may be a relative of the true one
 _APART = 0.6  # degrees; candidates closer than that are one
 _EXTINCT, _OUTSIDE = (
     0.06,
@@ -345,8 +346,24 @@ def tried(scene: Scene, queue: Queue) -> list[Found]:
     return standing
 
 
+def relative(scene: Scene, found: Found, material: Material, crystal: propose.Crystal) -> Found:
+    """The best of a grain and of those that it may be mistaken for, by the pseudo-symmetry of its crystal."""
+    best = found
+    for rotation in propose.pseudo_rotations(material, scene.detector, scene.energy):
+        turned = found.ub @ np.linalg.inv(crystal.b) @ rotation @ crystal.b
+        ub = polished(scene, turned, crystal)
+        other = best if ub is None else judged(scene, ub, found.which, crystal)
+        best = other if other.stands and other.score > best.score else best
+    return best
+
+
 def harvested(
-    scene: Scene, queues: Sequence[Queue], pool: list[Found], crystals: Sequence[propose.Crystal], most: int
+    scene: Scene,
+    queues: Sequence[Queue],
+    pool: list[Found],
+    materials: Sequence[Material],
+    crystals: Sequence[propose.Crystal],
+    most: int,
 ) -> list[Found]:
     """The grains that the queues and the pool hold, the best first at every step; the scene learns their spots."""
     found: list[Found] = []
@@ -359,6 +376,9 @@ def harvested(
             break
         best = max(pool, key=lambda one: one.score)
         crystal = crystals[best.which]
+        pool = [one for one in pool if one is not best]
+        if best.cover < _DOUBTFUL:
+            best = relative(scene, best, materials[best.which], crystal)
         fit = refine.refined(
             best.ub,
             crystal.hkl[best.ray],
@@ -374,7 +394,7 @@ def harvested(
         found.append(grain)
         for queue in queues:
             queue.rule_out(scene.owner)
-        again = [judged(scene, one.ub, one.which, crystals[one.which]) for one in pool if one is not best]
+        again = [judged(scene, one.ub, one.which, crystals[one.which]) for one in pool]
         pool = [one for one in again if one.stands]
     return found
 
@@ -476,7 +496,7 @@ def index_frame(
         ub = polished(scene, np.asarray(guess, np.float64), crystals[which])
         one = None if ub is None else judged(scene, ub, which, crystals[which])
         pool += [one] if one is not None and one.stands else []
-    found = harvested(scene, [], pool, crystals, most)
+    found = harvested(scene, [], pool, materials, crystals, most)
     level = 0
     while level < len(NETS) and len(found) < most:
         net = NETS[level]
@@ -488,7 +508,7 @@ def index_frame(
             count = net.anchors * max(1.5, len(free) / (0.8 * crystal.typical))
             anchors = free[: int(np.clip(count, *_ANCHORS))]
             queues.append(Queue(which, crystal, *screened(scene, anchors, material, net)))
-        more = harvested(scene, queues, [], crystals, most - len(found))
+        more = harvested(scene, queues, [], materials, crystals, most - len(found))
         found += more
         level += not more
     settled = sorted(pruned(scene, found, crystals), key=lambda one: -one.score)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlindex.crystal.rotation import random_rotations
+from mlindex.crystal.rotation import misorientation, random_rotations
 from mlindex.laue import propose
 from mlindex.laue.geometry import KEV_ANGSTROM, Detector
 from mlindex.laue.materials import material, rays
@@ -15,6 +15,7 @@ from mlindex.laue.simulate import spots_of
 
 DETECTOR = Detector(79.553, 979.32, 932.31, 0.37, 0.447)
 BAND = (5.0, 23.0)
+KYANITE = "kyanite:P-1:7.112,7.853,5.575,89.99,101.11,106.03"
 
 
 def units(rng, n):
@@ -116,3 +117,17 @@ def test_directions_of_a_lattice_are_primitive_and_complete():
     }
     assert {tuple(h) for h in hkl.astype(int).tolist()} == every
     assert len(propose.lattice_directions(material("ZrO2"), 5.0)) == pytest.approx(6000, rel=0.1)
+
+
+def test_pseudo_symmetry_keeps_the_strong_rays_and_is_no_symmetry():
+    """Kyanite's oxygens are nearly close-packed in a cube; no rotation but its own does that to copper."""
+    assert propose.pseudo_rotations(material("Cu"), DETECTOR, BAND).shape == (0, 3, 3)
+    chosen = material(KYANITE)
+    crystal = propose.crystal_of(chosen, DETECTOR, BAND)
+    relatives = propose.pseudo_rotations(chosen, DETECTOR, BAND)
+    assert len(relatives) >= 1
+    for one in relatives:
+        np.testing.assert_allclose(one @ one.T, np.eye(3), atol=1e-6)
+        assert float(misorientation(np.eye(3), one, chosen.rotations)) > 3
+        cosine = (crystal.directions[:40] @ one.T @ crystal.directions[:150].T).max(1)
+        assert (cosine > np.cos(np.radians(1.6))).mean() > 0.6
