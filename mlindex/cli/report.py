@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.records import InputError
-from mlindex.report import canvas, powder_section
+from mlindex.report import canvas, laue_section, powder_section
 from mlindex.report.census import Block, Census, Writer, collect
 from mlindex.report.leading import leading_rows
 from mlindex.report.page import Source, page
@@ -21,7 +21,10 @@ from mlindex.runtime.shards import ShardData, read_shard
 from mlindex.runtime.status import status as status_of
 
 NAME = "report.html"
-COLUMNS = {"powder": (powder_section.TABLE, powder_section.COLUMNS)}  # by stage: its main table, and what is read of it
+COLUMNS = {  # by stage: its main table, and what is read of it
+    "powder": (powder_section.TABLE, powder_section.COLUMNS),
+    "laue": (laue_section.TABLE, laue_section.COLUMNS),
+}
 _PART = re.compile(r"-(\d+)of(\d+)-[0-9a-f]+$")  # in the name of a job
 
 

@@ -1,4 +1,7 @@
-"""Powder results for other programs: JSON lines, CSV (one row a solution), CIF (one block an item, its best cell)."""
+"""Results for other programs: JSON lines, CSV (one row a solution or grain), CIF (one block an item, its best cell).
+
+Laue results have files of their own too (`FILES`); all that is special to them is in `laue_export`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import mlindex
 from mlindex.formats.cif import Block, text_from_blocks
+from mlindex.laue.record import laue_record
 from mlindex.powder.record import FIELDS, powder_record
-from mlindex.records import Result
+from mlindex.records import InputError, Result
+from mlindex.report import laue_export
 
 CRYSTAL_SYSTEMS = {
     "a": "triclinic",
@@ -38,8 +44,10 @@ CSV_HEADER = (
 
 def json_lines(results: Iterable[Result]) -> Iterator[str]:
     """One JSON object a line and a result."""
+    results = list(results)
+    record = laue_record if laue_export.is_laue(results) else powder_record
     for result in results:
-        yield json.dumps(powder_record(result), allow_nan=False, ensure_ascii=False) + "\n"
+        yield json.dumps(record(result), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _rows(record: dict[str, Any]) -> Iterator[list[Any]]:
@@ -53,8 +61,16 @@ def _rows(record: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 def csv_lines(results: Iterable[Result]) -> Iterator[str]:
-    """One row a solution, best first (rank 1), below a header; one row with a status for an item without solutions."""
-    for rows in itertools.chain([[CSV_HEADER]], (_rows(powder_record(result)) for result in results)):
+    """One row a solution, best first (rank 1), below a header; one row with a status for an item without solutions.
+
+    Of Laue frames one row a grain (see `laue_export.CSV_HEADER`).
+    """
+    results = list(results)
+    header: tuple[str, ...] = CSV_HEADER
+    body: Iterable[Iterable[list[Any]]] = (_rows(powder_record(result)) for result in results)
+    if laue_export.is_laue(results):
+        header, body = laue_export.CSV_HEADER, map(laue_export.csv_rows, results)
+    for rows in itertools.chain([[header]], body):
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(rows)
         yield out.getvalue()
@@ -82,7 +98,13 @@ def _block(result: Result) -> Block | None:
 
 
 def cif_text(results: Iterable[Result]) -> Iterator[str]:
-    """The best cell of each result that has one, with the suggested space group and the indexed lines."""
+    """The best cell of each result that has one, with the suggested space group and the indexed lines.
+
+    Raises `InputError` for results of Laue frames.
+    """
+    results = list(results)
+    if laue_export.is_laue(results):
+        raise InputError("--to cif: these are results of Laue frames, whose cells were given; use fit, cor, ctf or csv")
     yield text_from_blocks(block for result in results if (block := _block(result)) is not None)
 
 
@@ -91,3 +113,19 @@ WRITERS: dict[str, Callable[[Iterable[Result]], Iterator[str]]] = {
     "csv": csv_lines,
     "cif": cif_text,
 }
+FILES: dict[str, Callable[[Sequence[Result], Path | None], list[Path]]] = {
+    "fit": laue_export.fit_files,
+    "cor": laue_export.cor_files,
+    "ctf": laue_export.ctf_file,
+}
+
+
+def write_files(to: str, results: Sequence[Result], output: Path | None) -> list[Path]:
+    """Write the files of a format in `FILES` to `output`, a file or a folder; their paths. Raises `InputError`."""
+    if not laue_export.is_laue(results):
+        raise InputError(f"--to {to}: there are no results of Laue frames here; use one of {', '.join(WRITERS)}")
+    try:
+        return FILES[to](results, output)
+    except OSError as error:
+        name = error.filename or output
+        raise InputError(f"{name}: cannot be written ({error.strerror}); give another name") from None

@@ -12,6 +12,7 @@ from mlindex.report.canvas import Picture, figure_element, render
 from mlindex.report.census import Census
 from mlindex.report.clusters import TOLERANCE
 from mlindex.report.failure_section import failure_section
+from mlindex.report.laue_section import laue_sections
 from mlindex.report.markup import Markup, element, join, text
 from mlindex.report.powder_section import powder_sections
 from mlindex.report.progress_section import progress_section
@@ -22,7 +23,8 @@ from mlindex.report.style import CSS
 from mlindex.report.timeline import Timeline, timeline
 from mlindex.report.timing_section import timing_section
 
-METHODS = {"powder": powder_sections}  # what a stage adds to the report, from (census, tolerance of the clusters)
+# what a stage adds to the report, from (census, tolerance of the clusters)
+METHODS = {"powder": powder_sections, "laue": laue_sections}
 # nothing is loaded and nothing runs, whatever a file name tries
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
