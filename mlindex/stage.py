@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mlindex.records import InputError, Item, Result, Schema, failed
 
-STAGES = {"powder": "mlindex.powder.stage:PowderStage"}
+STAGES = {"powder": "mlindex.powder.stage:PowderStage", "laue": "mlindex.laue.stage:LaueStage"}
 
 
 @runtime_checkable

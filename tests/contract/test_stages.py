@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from mlindex.records import Column, InputError, Item, Result, Schema, Status, fa
 
 A = 4.05  # angstrom: the first lines of an F-centred cubic lattice
 ALUMINIUM = [(n, n / A**2) for n in (3, 4, 8, 11, 12, 16, 19, 20, 24, 27, 32, 35, 36, 40)]
-GOOD = {"powder": ("list.txt", "# q2\n" + "".join(f"{q2:.8f}\n" for _, q2 in ALUMINIUM))}
-QUICK = {"powder": {"effort": "quick", "lattice": ["cP", "cI", "cF"]}}
+GERMANIUM = Path(__file__).parents[1] / "reference" / "lauetools" / "Ge_blanc_0000_LT_5.cor"
+GOOD = {
+    "powder": ("list.txt", "# q2\n" + "".join(f"{q2:.8f}\n" for _, q2 in ALUMINIUM)),
+    "laue": ("frame.cor", GERMANIUM.read_text()),
+}
+QUICK = {"powder": {"effort": "quick", "lattice": ["cP", "cI", "cF"]}, "laue": {"materials": ["Ge"]}}
 
 
 @pytest.fixture(scope="module", params=sorted(stages.STAGES))
