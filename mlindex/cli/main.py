@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 index = typer.Typer(no_args_is_help=True, help="Index files in this process and print the solutions.")
 app.add_typer(index, name="index")
+simulate = typer.Typer(no_args_is_help=True, help="Write synthetic data with its truth.")
+app.add_typer(simulate, name="simulate")
+train = typer.Typer(no_args_is_help=True, help="Train what proposes solutions.")
+app.add_typer(train, name="train")
 
 
 def _version(wanted: bool) -> bool:
@@ -141,6 +145,159 @@ def index_powder(
     raise typer.Exit(index_files("powder", settings, files, output, json))
 
 
+def _materials(incomplete: str) -> list[str]:
+    from mlindex.laue.materials import TABLE
+
+    return [name for name in TABLE if name.startswith(incomplete)]
+
+
+def _band(text: str) -> tuple[float, float]:
+    from mlindex.records import InputError
+
+    try:
+        low, high = (float(v) for v in text.replace("-", ",").split(","))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low < high <= 200:
+        raise InputError(f"--energy {text}: is no band of energies; give the lowest and the highest in keV, as 5,23")
+    return low, high
+
+
+_Material = Annotated[
+    list[str],
+    typer.Option(
+        "--material",
+        help="A name (Cu, Si, GaN, ZrO2, ...), a CIF, or NAME:SPACEGROUP:a,b,c,alpha,beta,gamma; may be repeated.",
+        metavar="MATERIAL",
+        autocompletion=_materials,
+    ),
+]
+_Energy = Annotated[str, typer.Option(help="Lowest and highest photon energy in keV.", metavar="MIN,MAX")]
+_Detector = Annotated[
+    str | None,
+    typer.Option(
+        help="Calibration: a .det, or a .cor with one in its footer. Default: that in each spot list's footer.",
+        metavar="CALIB.det",
+    ),
+]
+
+
+@index.command("laue")
+def index_laue(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help="Spot lists (.cor, .dat, .fit), images (TIFF, MarCCD, EDF, CBF, HDF5), directories of them, or globs.",
+        ),
+    ],
+    material: _Material,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this HDF5 file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame instead of tables.")] = False,
+    detector: _Detector = None,
+    energy: _Energy = "5,23",
+    grains: Annotated[
+        int | None, typer.Option(help="At most so many grains a frame. Default: all that are beyond chance.")
+    ] = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="Let a network made by `mlindex train laue` propose orientations too.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Images: spots stand so many times above the noise; default 6.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of HDF5 files: the images, as /entry/data/data. Default: the usual places.")
+    ] = None,
+) -> None:
+    """Index Laue frames: orientation, strain and spots of every grain of the materials, and no grain where none is.
+
+    An HDF5 file is one frame an image in it; one alone is FILE::/entry/data/data#3, counted from 0.
+    """
+    from mlindex.config import LaueSettings, validated
+
+    given = {
+        "materials": material,
+        "detector": detector,
+        "energy": _band(energy),
+        "grains": grains,
+        "network": network,
+        "threshold": threshold,
+        "dataset": dataset,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    settings = validated(LaueSettings, chosen, "command line")
+
+    from mlindex.cli.laue import index_laue
+
+    raise typer.Exit(index_laue(settings, files, output, json))
+
+
+@simulate.command("laue")
+def simulate_laue(
+    material: _Material,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the frames.")],
+    grains: Annotated[
+        int, typer.Option(min=0, help="Grains a frame, of the materials in turn, in any orientation.")
+    ] = 1,
+    frames: Annotated[int, typer.Option(min=1)] = 1,
+    image: Annotated[bool, typer.Option("--image", help="Also write a 16-bit TIFF of each frame.")] = False,
+    detector: Annotated[
+        str | None,
+        typer.Option(help="Calibration (.det, or .cor with a footer). Default: as at BM32.", metavar="CALIB.det"),
+    ] = None,
+    energy: _Energy = "5,23",
+    noise: Annotated[float, typer.Option(min=0.0, help="Standard deviation of x and y in pixels.")] = 0.2,
+    dropped: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the spots that is missing.")] = 0.15,
+    spurious: Annotated[float, typer.Option(min=0.0, max=1.0, help="Spots of no grain, of the others.")] = 0.1,
+    strain: Annotated[
+        float, typer.Option(min=0.0, max=0.05, help="Standard deviation of the elements of the deviatoric strain.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
+) -> None:
+    """Write simulated Laue frames as spot lists (.cor) with their calibration, and what they hold as truth.json."""
+    from mlindex.cli import laue
+
+    recipe = laue.Recipe(
+        laue.materials_from_options(material),
+        laue.detector_from_option(detector),
+        _band(energy),
+        grains=grains,
+        noise=noise,
+        dropped=dropped,
+        spurious=spurious,
+        strain=strain,
+        seed=seed,
+    )
+    raise typer.Exit(laue.simulate_laue(recipe, frames, output, image))
+
+
+@train.command("laue")
+def train_laue(
+    material: _Material,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration (.det, or .cor with a footer) of the frames to come. Default: as at BM32.",
+            metavar="CALIB.det",
+        ),
+    ] = None,
+    energy: _Energy = "5,23",
+    minutes: Annotated[float, typer.Option(min=0.01, help="At most so long a material.")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Folder for the networks. Default: where index laue --network looks."
+        ),
+    ] = None,
+) -> None:
+    """Train a network that recognises the reflections of a material, for `index laue --network`."""
+    from mlindex.cli import laue
+
+    chosen = laue.materials_from_options(material), laue.detector_from_option(detector), _band(energy)
+    raise typer.Exit(laue.train_laue(*chosen, seed, minutes, output))
+
+
 @app.command("run")
 def run(
     campaign: Annotated[Path, typer.Argument(metavar="CAMPAIGN.toml", help="The campaign: inputs, stage, settings.")],
@@ -212,12 +369,28 @@ def merge(
 @app.command("export")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a results file (.h5).")],
-    to: Annotated[str, typer.Option("--to", metavar="json|csv|cif", autocompletion=_choices(("json", "csv", "cif")))],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="json|csv|cif|fit|cor|ctf",
+            autocompletion=_choices(("json", "csv", "cif", "fit", "cor", "ctf")),
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write to this file instead of standard output.")
+        Path | None, typer.Option("-o", "--output", help="A file instead of standard output; a folder for fit and cor.")
     ] = None,
 ) -> None:
-    """Hand results on: JSON lines, CSV with one row a solution, or CIF with the best cell of each list."""
+    """Hand results on.
+
+    JSON lines; CSV with one row a solution or grain; CIF with the best cell of each list. Of Laue frames also: a folder
+    of .fit or .cor, one a frame, or a .ctf map of the best grains, in the order of the frames.
+    """
+    if to in ("fit", "cor", "ctf"):
+        from mlindex.cli.laue import export_frames
+
+        export_frames(run, to, output)
+        return
     from mlindex.cli.campaign import export_results
 
     export_results(run, to, output)
