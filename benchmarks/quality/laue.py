@@ -80,27 +80,32 @@ def indexed(frame: Frame, names: tuple[str, ...]) -> tuple[list[Grain], float]:
     return found, time.process_time() - start
 
 
+def in_setting(ub: np.ndarray, u: np.ndarray, grain: Grain) -> np.ndarray:
+    """The matrix `ub`, whose rotation is `u`, in the setting equivalent by symmetry that is nearest to `grain`."""
+    rotations, b = grain.material.rotations, grain.material.b
+    which = int(np.argmax(np.einsum("jk,mjk->m", u.T @ grain.u, rotations)))
+    return ub @ np.linalg.inv(b) @ rotations[which] @ b
+
+
 def compared(frame: Frame, found: list[Grain]) -> dict[str, Any]:
     """Which true grain each reported one is, how far off, and what is false or missing."""
     used: dict[int, dict[str, Any]] = {}
     false = []
     for grain in found:
-        rotations, b = grain.material.rotations, grain.material.b
+        # The truth in the equivalent setting of the answer: with strain, u and the strain depend on it
+        truths = [in_setting(true.ub, true.u, grain) for true in frame.grains]
+        same = [true.material is grain.material for true in frame.grains]
         angles = [
-            float(misorientation(grain.u, true.u, rotations)) if true.material is grain.material else 180.0
-            for true in frame.grains
+            float(misorientation(grain.u, u_from_ub(ub))) if one else 180.0
+            for ub, one in zip(truths, same, strict=True)
         ]
         best = int(np.argmin(angles)) if angles else -1
         if best < 0 or angles[best] > FOUND or best in used:
             false.append({"score": grain.score, "matched": grain.n_matched, "predicted": grain.n_predicted})
             continue
-        true = frame.grains[best]
-        # The truth in the equivalent setting of the answer: strain and u depend on it
-        which = int(np.argmax(np.einsum("jk,mjk->m", true.u.T @ grain.u, rotations)))
-        ub = true.ub @ np.linalg.inv(b) @ rotations[which] @ b
-        error = grain.strain - deviatoric_strain(ub, grain.material.cell)
+        error = grain.strain - deviatoric_strain(truths[best], grain.material.cell)
         used[best] = {
-            "misorientation": float(misorientation(grain.u, u_from_ub(ub))),
+            "misorientation": angles[best],
             "strain_error": error[np.triu_indices(3)].tolist(),
             "score": grain.score,
         }

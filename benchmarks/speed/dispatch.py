@@ -5,8 +5,8 @@
 Real MPI processes and the real dispatcher (`pool.dispatch` with `rank0.Rank0` on a run directory); the workers do no
 work and write nothing, so that rank 0 alone is measured. `--rate`: workers that answer at once; batches a second by
 the clock, while workers and rank 0 share the machine, and by the CPU time of rank 0 alone, which is what one core of
-its own would serve. `--overhead`: workers that sleep for 100 ms a batch; the share of the time from their first batch to
-their last that is not sleep.
+its own would serve. `--overhead`: workers that sleep for 100 ms a batch; the share of the time from their first batch
+to their last that is not sleep.
 `--memory`: the resident set of rank 0 before the first batch and after the last, for campaigns of 10^4, 10^5 and 10^6
 items, one item a file and a thousand items a file. `--status`: how long `mlindex status` takes on a run of 10^6 items.
 """
@@ -92,7 +92,7 @@ def rank(campaign: Path, of: int, sleep: float) -> None:
             (campaign.parent / f"overhead-{world.rank}.json").write_text(json.dumps(told))
         pool.leave(world)
         return
-    plan = prepare(campaign, True)
+    plan = prepare(campaign, True, rescan=False)
     root = Rank0(plan, world.size - 1, lambda: None, lambda: False)  # type: ignore[arg-type, return-value]
     batches = 0
     first: list[float] = []

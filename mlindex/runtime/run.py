@@ -110,7 +110,7 @@ def _serial(path: Path, resume: bool, part: Part, asked: Asked, progress: Progre
 def _rank0(world: World, path: Path, resume: bool, part: Part, asked: Asked, progress: Progress | None) -> Summary:
     begun = time.monotonic()
     try:
-        plan = prepare(path, resume, part)
+        plan = prepare(path, resume, part, rescan=_OUTCOME not in os.environ)
     except InputError:
         pool.dismiss(world)
         raise

@@ -181,10 +181,11 @@ def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
     return run
 
 
-def prepare(path: Path, resume: bool, part: Part | None = None) -> Plan:
+def prepare(path: Path, resume: bool, part: Part | None = None, rescan: bool = True) -> Plan:
     """Make or check the run directory of the campaign at `path`, take the lock of a part, and find what is done.
 
-    Raises `InputError` as `create` does, for a run directory that holds results without `resume`, and where another
+    Without `rescan` no inputs are looked for where the directory has some: whoever starts the ranks has done so. Raises
+    `InputError` as `create` does, for a run directory that holds results without `resume`, and where another
     run is at work on it.
     """
     campaign = read_campaign(path)
@@ -196,9 +197,9 @@ def prepare(path: Path, resume: bool, part: Part | None = None) -> Plan:
     if extended := part.whole and not _is_new(run):  # by inputs that are new, once nobody else is at work
         _same(run, resolved(campaign))
     else:
-        create(path, rescan=part.whole)
+        create(path, rescan=part.whole and rescan)
     held = lock.acquire(run, part)
-    if extended:
+    if extended and rescan:
         create(path)
     label = os.environ.get("SLURM_JOB_ID", os.getpid())
     job = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{label}-{part}-{uuid.uuid4().hex[:4]}"
