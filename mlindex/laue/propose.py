@@ -35,7 +35,8 @@ class Crystal(NamedTuple):
     `b` Busing-Levy (1/angstrom); `hkl` (n, 3) primitive; `orders` (n,) bits of the allowed orders; `directions` (n, 3)
     unit vectors in crystal axes; `least_sine` (n,) sin(theta) below which a ray needs more than the highest energy;
     `rotations` (m, 3, 3) of the Laue class in crystal axes; `typical` the median number of rays on the detector;
-    `lattice` (k, 3) every primitive hkl of low index, extinct or not, up to `BEYOND` times the highest energy.
+    `lattice` (k, 3) every primitive hkl of low index, extinct or not, up to `BEYOND` times the highest energy;
+    `known`: whether the order is from atoms, or of |q| alone.
     """
 
     b: NDArray[np.float64]
@@ -46,6 +47,7 @@ class Crystal(NamedTuple):
     rotations: NDArray[np.float64]
     typical: float
     lattice: NDArray[np.float64]
+    known: bool
 
 
 def lattice_directions(material: Material, q_max: float) -> Float[np.ndarray, "k 3"]:
@@ -89,6 +91,7 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
         material.rotations,
         float(np.median(counts)),
         lattice_directions(material, BEYOND * float(length.max(initial=0.0))),
+        material.structure is not None,
     )
 
 
