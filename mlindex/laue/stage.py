@@ -294,7 +294,7 @@ class LaueStage:
                 found = recognise.cached(one, frame.detector, self.settings.energy)
                 if found is None:
                     raise InputError(
-                        f"{frame.source}: no network is trained for {one.name} with this detector and these energies; "
+                        f"no network is trained for {one.name} with this detector and these energies; "
                         "make one with mlindex train laue, or index without a network"
                     )
                 self._networks[path] = found
