@@ -256,7 +256,7 @@ def train_laue(
             recognise.save(made, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); give another folder with -o") from None
-        print(f"{one.name}: {path} ({made.classes.count} classes, {made.card['seconds']:.0f} s)")
+        print(f"{one.name}: {path} ({made.card['classes']} classes, {made.card['seconds']:.0f} s)")
         for what, figures in made.card.get("validation", {}).items():
             told = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in figures.items())
             print(f"  {what}: {told}")

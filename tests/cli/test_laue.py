@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import fabio
+import h5py
 import numpy as np
 import pytest
 
@@ -147,6 +148,26 @@ def test_the_demo_campaign(run, tmp_path):
     assert first.tables["frames"]["n_indexed"] >= 95 and second.tables["frames"]["n_indexed"] >= 135
 
 
+def test_a_campaign_over_a_stack(run, tmp_path):
+    """Each image of an HDF5 file is an item: one with a crystal, an empty one, and both report and page know them."""
+    sim = tmp_path / "sim"
+    run("simulate", "laue", "--material", "Cu", "--image", "--dropped", "0", "--seed", "1", "-o", sim)
+    image = fabio.open(str(sim / "frame_0000.tif")).data
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset(
+            "entry/data/data", data=np.stack([image, np.full_like(image, 50)]), chunks=(1, *image.shape)
+        )
+    laue_settings = 'materials = ["Cu"]\ndetector = "sim/frame_0000.cor"\n'
+    (tmp_path / "c.toml").write_text(f'[campaign]\ninputs = ["scan.h5"]\nstage = "laue"\n[laue]\n{laue_settings}')
+    assert "2 of 2 done (1 solved, 1 unsolved, 0 failed)" in run("run", tmp_path / "c.toml").out
+    first, second = read_results(tmp_path / "run" / "results.h5")
+    assert (first.id, second.id) == ("scan:0", "scan:1") and second.reason == "0 spots are too few, a grain needs 6"
+    truth = json.loads((sim / "truth.json").read_text())["frames"][0]["grains"][0]
+    rotations = material("Cu").rotations
+    assert misorientation(first.tables["grains"]["u"][0], np.array(truth["u"]), rotations) < 0.02
+    assert run("export", tmp_path / "run", "--to", "fit", "-o", tmp_path / "fits").out.endswith("scan_0.fit\n")
+
+
 @pytest.mark.parametrize("arguments", [["index", "laue"], ["simulate", "laue"], ["train", "laue"]])
 def test_help_imports_nothing_heavy(arguments):
     program = (
@@ -206,9 +227,8 @@ def test_train_saves_where_index_looks(run, tmp_path, monkeypatch):
 
     def trained(one, detector, energy, *, seed, minutes, progress):
         asked.append((one.name, energy, seed, minutes))
-        classes = type("Classes", (), {"count": 7})()
-        card = {"seconds": 3.0, "validation": {"1 grains": {"right": 0.9, "all_right": 0.5}}}
-        return type("Made", (), {"classes": classes, "card": card})()
+        card = {"classes": 7, "seconds": 3.0, "validation": {"1 grains": {"right": 0.9, "all_right": 0.5}}}
+        return type("Made", (), {"card": card})()
 
     monkeypatch.setattr(train, "train", trained)
     monkeypatch.setattr(recognise, "save", lambda made, path: kept.append(path))
