@@ -35,8 +35,8 @@ class Crystal(NamedTuple):
     `b` Busing-Levy (1/angstrom); `hkl` (n, 3) primitive; `orders` (n,) bits of the allowed orders; `directions` (n, 3)
     unit vectors in crystal axes; `least_sine` (n,) sin(theta) below which a ray needs more than the highest energy;
     `rotations` (m, 3, 3) of the Laue class in crystal axes; `typical` the median number of rays on the detector;
-    `lattice` (k, 3) every primitive hkl of low index, extinct or not, up to `BEYOND` times the highest energy;
-    `known`: whether the order is from atoms, or of |q| alone.
+    `lattice` (k, 3) every primitive hkl of low index, extinct or not, up to `BEYOND` times the highest energy, and
+    `lattice_orders` (k,) the bits of its allowed orders; `known`: whether the order is from atoms, or of |q| alone.
     """
 
     b: NDArray[np.float64]
@@ -47,6 +47,7 @@ class Crystal(NamedTuple):
     rotations: NDArray[np.float64]
     typical: float
     lattice: NDArray[np.float64]
+    lattice_orders: NDArray[np.int64]
     known: bool
 
 
@@ -80,6 +81,12 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
     q = hkl @ material.b.T
     length = np.linalg.norm(q, axis=1)
     lowest = np.log2((orders & -orders).astype(np.float64))
+    lattice = lattice_directions(material, BEYOND * float(length.max(initial=0.0)))
+    wide = rays(material, BEYOND * energy[1], detector)
+    allowed = {
+        tuple(sorted((tuple(one), tuple(-i for i in one)))): bits
+        for one, bits in zip(wide.hkl.tolist(), wide.orders.tolist(), strict=True)
+    }
     rng = np.random.default_rng(0)
     counts = [len(visible(u @ material.b, hkl, orders, detector.plane, energy)[0]) for u in random_rotations(rng, 9)]
     return Crystal(
@@ -90,7 +97,10 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
         length * lowest * KEV_ANGSTROM / (2 * energy[1]),
         material.rotations,
         float(np.median(counts)),
-        lattice_directions(material, BEYOND * float(length.max(initial=0.0))),
+        lattice,
+        np.array(
+            [allowed.get(tuple(sorted((one, tuple(-i for i in one)))), 0) for one in map(tuple, lattice.tolist())]
+        ),
         material.structure is not None,
     )
 

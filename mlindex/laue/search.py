@@ -53,10 +53,10 @@ _FAILURES = 8  # refined candidates of one material, in a row, that may fail
 _RIVALS, _RIVAL = 6, 0.75  # how many that screen nearly as well (pseudo-symmetry) are refined together, and how nearly
 _DOUBTFUL = 0.8  # coverage below which a grain may be a relative of the true one
 _APART = 0.6  # degrees; candidates closer than that are one
-_EXTINCT, _OUTSIDE = (
-    0.06,
-    0.5,
-)  # spots a grain cannot have, for each that it can, beyond which it is of another material
+# Spots that a grain cannot have, for each that it can, beyond which it is of another material: extinct, of too high an
+# energy, and the same where less than `_FAINT` of its rays are seen
+_EXTINCT, _OUTSIDE, _OUTSIDE_FAINT, _FAINT = 0.06, 0.6, 0.1, 0.4
+_EVERY = (1 << 31) - 2  # bits of the orders 1 to 30
 _PRIOR = 2e-3  # of strains, while orientations are still uncertain
 _SCHEDULE = ((4.0, 120, True), (3.0, 300, False), (1.5, 1000, False), (1.0, 10**6, False))  # px, rays, rotation only
 _NEAR = 1.5  # px within which a spot may belong to a ray
@@ -318,17 +318,31 @@ def judged(scene: Scene, ub: Float[np.ndarray, "3 3"], which: int, crystal: prop
 
 
 def impossible(scene: Scene, found: Found, crystal: propose.Crystal) -> bool:
-    """Whether the same lattice explains spots that this material cannot have: extinct, or beyond the energies."""
+    """Whether the same lattice explains spots that this material cannot have.
+
+    They are of two kinds: reflections that are extinct, and rays of which all orders are beyond the highest energy. The
+    latter are also seen where that energy is set too low; but not as many as rays inside the band, and
+    hardly any when most of those are too weak to be seen.
+    """
     plane, (low, high) = scene.plane, scene.energy
-    every = np.full(len(crystal.lattice), (1 << 31) - 2)
-    own = np.zeros(len(scene.xy), bool)
     match = scene.match(found.ub, crystal)
-    own[match.spot[match.spot >= 0]] = True
-    own[found.spot] = True
-    for band, share in (((low, high), _EXTINCT), ((high, high * propose.BEYOND), _OUTSIDE)):
-        ray, at = assign.visible(found.ub, crystal.lattice, every, plane, band)
-        match = assign.matched(ray, at, scene.tree, found.reach)
-        elsewhere = int((~own[match.spot[match.spot >= 0]]).sum())
+    own = np.zeros(len(scene.xy), bool)
+    own[match.spot[match.distance < found.reach]] = True
+
+    def shown(orders: Int[np.ndarray, " k"], band: tuple[float, float]) -> Int[np.ndarray, " v"]:
+        return assign.visible(found.ub, crystal.lattice, orders, plane, band)[0]
+
+    inside = shown(crystal.lattice_orders, (low, high))
+    extinct = np.setdiff1d(
+        shown(np.full_like(crystal.lattice_orders, _EVERY), (low, high)),
+        shown(crystal.lattice_orders, (low, high * propose.BEYOND)),
+    )
+    outside = np.setdiff1d(shown(crystal.lattice_orders, (high, high * propose.BEYOND)), inside)
+    faint = len(found.spot) < _FAINT * found.n_predicted
+    for ray, share in ((extinct, _EXTINCT), (outside, _OUTSIDE_FAINT if faint else _OUTSIDE)):
+        at = assign.projected(plane, crystal.lattice[ray] @ found.ub.T)[0]
+        there = assign.matched(ray, at, scene.tree, found.reach).spot
+        elsewhere = int((~own[there[there >= 0]]).sum())
         expected = float((judge.density_at(scene.density, at) * np.pi * found.reach**2).sum())
         if judge.betrayed(len(found.spot), elsewhere, expected, share):
             return True

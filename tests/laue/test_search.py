@@ -102,6 +102,14 @@ def test_another_material_is_not_reported(there, sought):
     assert indexed(simulated([there] * 2, seed=21), [sought]) == []
 
 
+@pytest.mark.parametrize("highest", [20.0, 23.0, 30.0])
+def test_a_highest_energy_that_is_set_wrong_costs_no_grain(highest):
+    """Spots beyond the band are no proof of another material as long as they are fewer than those inside."""
+    frame = simulated(["Ge"], seed=4, faintest=1e-3)
+    found = indexed(frame, ["Ge"], energy=(5.0, highest))
+    assert partners(found, frame) == [0]
+
+
 @pytest.mark.parametrize(("name", "group"), [("Cu1", "Fm-3m"), ("Si1", "Fd-3m:1"), ("ZrO2_1", "P21/c")])
 def test_frames_of_lauetools(name, group):
     """Spots that Lauetools 3.2.19 predicts, without noise: its orientation, and nearly all of its reflections."""
