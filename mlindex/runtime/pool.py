@@ -38,6 +38,8 @@ class Messenger(Protocol):
 
     def receive_from_root(self) -> Message: ...
 
+    def flush(self) -> None: ...
+
 
 def pack(value: Any) -> NDArray[np.uint8]:
     """A value that JSON knows, as the bytes of a message."""
@@ -173,12 +175,14 @@ def dismiss(world: Messenger) -> None:
         if message is not None and message.tag == HELLO:
             world.send(message.source, STOP, pack({}))
             waiting.discard(message.source)
+    world.flush()
 
 
 def release(world: Messenger) -> None:
     """Rank 0, when all is written: let the workers leave, and tell them whether a rank was lost."""
     for worker in set(range(1, world.size)) - world.lost:
         world.send(worker, END, pack({"lost": sorted(world.lost)}))
+    world.flush()
 
 
 def leave(world: Messenger) -> bool:

@@ -143,6 +143,7 @@ def _worker(world: World, path: Path, part: Part, masks: Mapping[int, frozenset[
         stage = _load(campaign.campaign.stage, campaign.stage_settings())
     except InputError as error:
         world.send(0, pool.HELLO, pool.pack({"error": str(error)}))
+        world.flush()
         return Summary(rank=world.rank)
     own = replace(part, chunk=campaign.campaign.chunk)
 

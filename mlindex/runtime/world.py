@@ -54,6 +54,7 @@ class World:
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         self.lost: set[int] = set()
+        self._sent: list[tuple[Any, NDArray[np.uint8]]] = []  # with the data, which MPI still reads
         self._gone = {getattr(MPI, name, -1) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")}
 
     def worker_masks(self) -> dict[int, frozenset[int]]:
@@ -73,19 +74,43 @@ class World:
         self.lost |= set(failed.Translate_ranks(list(range(failed.Get_size())), everyone))
 
     def send(self, dest: int, tag: int, data: NDArray[np.uint8]) -> bool:
-        """Send bytes; False where `dest` is lost."""
+        """Send bytes, without waiting for them to be taken; False where `dest` is lost.
+
+        Two ranks that each waited for the other to take a long message would wait for ever.
+        """
         try:
-            self._comm.Send([data, self._mpi.BYTE], dest, tag)
+            self._sent.append((self._comm.Isend([data, self._mpi.BYTE], dest, tag), data))
         except self._mpi.Exception as error:
             self._notice(error)
             return False
+        self._settle()
         return dest not in self.lost
+
+    def _settle(self) -> None:
+        """Forget what was sent and taken, or sent to a rank that is lost."""
+        under_way = []
+        for request, data in self._sent:
+            try:
+                if not request.Test():
+                    under_way.append((request, data))
+            except self._mpi.Exception as error:
+                self._notice(error)
+        self._sent = under_way
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until what was sent is taken, or its time is up."""
+        end = time.monotonic() + timeout
+        while self._sent and time.monotonic() < end:
+            self._settle()
+            time.sleep(_SHORTEST)
 
     def receive(self, timeout: float) -> Message | None:
         """The next message from anyone; None after `timeout` seconds, or as soon as a rank is found lost."""
         status, pause, end = self._mpi.Status(), _SHORTEST, time.monotonic() + timeout
         while True:
             try:
+                if self._sent:
+                    self._settle()
                 if self._comm.Iprobe(status=status):
                     data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
                     source, tag = status.Get_source(), status.Get_tag()

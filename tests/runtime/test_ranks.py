@@ -168,3 +168,11 @@ def test_lost_worker_is_replaced_where_that_saves_time(tmp_path):
     assert ends == [("start", None), ("stop", "relaunch"), ("start", None), ("stop", "done")]
     assert {(row["rank"], row["done"] > 0) for row in status_of(tmp_path / "run")["ranks"]} == {(1, True), (2, True)}
     assert len(status_of(tmp_path / "run")["ranks"]) == 4
+
+
+def test_long_messages_both_ways_do_not_wait_for_each_other(tmp_path):
+    """Batches ahead and acknowledgements of several kB, which MPI sends only when the other side takes them."""
+    campaign = make(tmp_path, values(3000), batch=150)
+    status, _, err = run(campaign, "--ranks", "2")
+    assert status == 0, err
+    once(tmp_path / "run", 3000)
