@@ -14,6 +14,7 @@ from rich.table import Table
 from mlindex.cli.index import progress_bar
 from mlindex.records import InputError, Result
 from mlindex.report.export import WRITERS
+from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import best_table, printer, say
 from mlindex.runtime import master, shards
 from mlindex.runtime.run import part_from_text, run_campaign
@@ -48,9 +49,12 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
         return summary.exit_status
     for sentence in summary.notes:
         say(sentence)
-    results = _results(Path(summary.run)) if 0 < summary.done <= SMALL and part is None else []
+    results = results_from(Path(summary.run)) if 0 < summary.done <= SMALL and part is None else []
     if any("bravais" in result.tables.get("solutions", {}) for result in results):  # other stages have other tables
         printer().print(best_table(results))
+    for result in results:
+        if "grains" in result.tables:
+            printer().print(frame_table(result))
     counts = ", ".join(f"{getattr(summary, name)} {name}" for name in ("solved", "unsolved", "failed"))
     before = f", {summary.skipped} of them before" if summary.skipped else ""
     print(f"{summary.done} of {summary.total} done ({counts}{before}) in {summary.seconds:.1f} s: {summary.run}")
@@ -69,7 +73,7 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
     return summary.exit_status
 
 
-def _results(run: Path) -> list[Result]:
+def results_from(run: Path) -> list[Result]:
     """The results of a run directory as they are now, or of one results file."""
     if not run.exists():
         raise InputError(f"{run}: there is no such run or results file; check the name")
@@ -80,7 +84,7 @@ def export_results(run: Path, to: str, output: Path | None) -> None:
     """Write the results of a run to standard output or a file; raises `InputError` for what cannot be done."""
     if to not in WRITERS:
         raise InputError(f"--to {to}: unknown format; use one of {', '.join(WRITERS)}")
-    text = WRITERS[to](_results(run))
+    text = WRITERS[to](results_from(run))
     if output is None:
         for part in text:
             sys.stdout.write(part)

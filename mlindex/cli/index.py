@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mlindex.config import Settings
@@ -37,7 +38,7 @@ def files_from(names: Sequence[str]) -> list[str]:
         else:
             matches = [name]
         if not matches:
-            raise InputError(f"{name}: there are no files here; give peak lists, a directory of them, or a glob")
+            raise InputError(f"{name}: there are no files here; give files, a directory of them, or a glob")
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -84,11 +85,19 @@ def _writable(output: Path) -> None:
         raise InputError(f"{output}: cannot be written; give the name of a file in a folder that exists")
 
 
-def index_files(name: str, settings: Settings, names: Sequence[str], output: Path | None, as_json: bool) -> int:
+def index_files(
+    name: str,
+    settings: Settings,
+    names: Sequence[str],
+    output: Path | None,
+    as_json: bool,
+    table: Callable[[Result], RenderableType] = result_table,
+    tally: Callable[[Sequence[Result]], str] = tally,
+) -> int:
     """Index the files with the stage called `name`; the exit status: 0, or 1 where something failed.
 
-    Results go to standard output as they come: JSON lines, or a table each. Progress and failures go to standard error.
-    Raises `InputError` for arguments that cannot be used.
+    Results go to standard output as they come: JSON lines, or a `table` each; `tally` counts many. Progress and
+    failures go to standard error. Raises `InputError` for arguments that cannot be used.
     """
     files = files_from(names)
     if output is not None:
@@ -108,7 +117,7 @@ def index_files(name: str, settings: Settings, names: Sequence[str], output: Pat
             if as_json:
                 print(json.dumps(stage.record(result), allow_nan=False, ensure_ascii=False), flush=True)
             elif result.status is not Status.FAILED:
-                out.print(result_table(result))
+                out.print(table(result))
             if result.status is Status.FAILED:
                 say(f"failed: {result.id}: {result.reason}")
             progress.update(task, completed=len({r.source for r in results}))

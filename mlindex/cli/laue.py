@@ -9,116 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
 from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
 import mlindex
-from mlindex.cli.campaign import _results
-from mlindex.cli.index import _writable, files_from, progress_bar, results_of
+from mlindex.cli.campaign import results_from
+from mlindex.cli.index import index_files, progress_bar
 from mlindex.config import LaueSettings
-from mlindex.formats.cif import number_with_esd
 from mlindex.formats.lauetools import SpotList, write_cor
 from mlindex.laue.geometry import Detector, angles_from_kf, detector_from_calibration, direction_from_pixel
 from mlindex.laue.materials import Material, material
-from mlindex.laue.record import laue_record, strain_norm
 from mlindex.laue.simulate import Frame, random_grains, render_image, simulate_frame
 from mlindex.laue.stage import read_calibration
-from mlindex.records import InputError, Result, Status
+from mlindex.records import InputError
 from mlindex.report.export import write_files
 from mlindex.report.laue_export import calibration_of
-from mlindex.report.tables import printer, say
-from mlindex.runtime import device, shards
-from mlindex.stage import load
+from mlindex.report.laue_tables import frame_table, frame_tally
+from mlindex.runtime import device
 
-_COLUMNS = ("material", "matched", "rate", "score", "rms (px)", "strain (1e-3)")
 _USUAL = Detector(79.553, 979.32, 932.31, 0.37, 0.447)  # top geometry, as at the beamline BM32 of the ESRF
 
 
-def frame_table(result: Result) -> RenderableType:
-    """The grains of one frame, best first; one line if there is none.
-
-    matched: spots of the grain over those that it should have on the detector; rate: their ratio; strain: the
-    Frobenius norm of the deviatoric strain, its standard uncertainty in parentheses.
-    """
-    record = laue_record(result)
-    if result.status is Status.FAILED:
-        return Text.assemble((record["id"], "bold"), "  failed: ", record.get("reason", ""))
-    grains, spots = record["grains"], record["spots"]
-    if not grains:
-        return Text.assemble((record["id"], "bold"), "  unsolved: ", record.get("reason", ""))
-    indexed = sum(spot["grain"] >= 0 for spot in spots)
-    title = f"{record['id']}: {len(grains)} grain{'s' * (len(grains) > 1)}, {indexed} of {len(spots)} spots"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("grain", justify="right")
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "material" else "right", overflow="fold")
-    for rank, grain in enumerate(grains):
-        value, esd = strain_norm(1e3 * np.array(grain["strain"]), 1e3 * np.array(grain["strain_esd"], float))
-        table.add_row(
-            str(rank),
-            grain["material"],
-            f"{grain['n_matched']}/{grain['n_predicted']}",
-            f"{grain['match_rate']:.0%}",
-            f"{grain['score']:.0f}",
-            f"{grain['rms_px']:.3f}",
-            number_with_esd(value, esd if np.isfinite(esd) else 0.0, 2),
-        )
-    return Group(table)
-
-
-def _tally(results: Sequence[Result]) -> str:
-    """ "12 frames: 10 solved, 1 unsolved, 1 failed; 31 grains"."""
-    counts = {status: sum(r.status is status for r in results) for status in Status}
-    parts = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    grains = sum(len(r.tables.get("grains", {}).get("score", ())) for r in results)
-    return f"{len(results)} frame{'s' * (len(results) != 1)}: {parts or 'nothing to do'}; {grains} grains"
-
-
 def index_laue(settings: LaueSettings, names: Sequence[str], output: Path | None, as_json: bool) -> int:
-    """Index frames one after another and print each as it is done; the exit status: 0, or 1 where something failed.
-
-    Results go to standard output, as JSON lines or tables; progress and failures to standard error. Raises
-    `InputError` for arguments that cannot be used.
-    """
-    files = files_from(names)
-    if output is not None:
-        _writable(output)
-    device.apply()
-    stage = load("laue", settings)
-    out, results, interrupted = printer(), list[Result](), False
-    progress = progress_bar()
-    task = progress.add_task("indexing", total=len(files))
-    progress.start()
-    try:
-        for result in results_of(stage, files):
-            results.append(result)
-            progress.stop()  # or its bar would be drawn through the result where both are one terminal
-            if as_json:
-                print(json.dumps(stage.record(result), allow_nan=False, ensure_ascii=False), flush=True)
-            elif result.status is not Status.FAILED:
-                out.print(frame_table(result))
-            if result.status is Status.FAILED:
-                say(f"failed: {result.id}: {result.reason}")
-            progress.update(task, completed=len({r.source for r in results}))
-            progress.start()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        progress.stop()
-    if output is not None:
-        attributes = shards.provenance("laue", {"laue": settings.model_dump(mode="json")})
-        shards.write_results(output, "laue", stage.schema, results, attributes)
-        say(f"results in {output}")
-    if len(results) > 1 or interrupted:
-        say(_tally(results) + (f"; interrupted before {len(files)} files were done" if interrupted else ""))
-    return 130 if interrupted else int(any(r.status is Status.FAILED for r in results))
+    """Index frames (see `index_files`)."""
+    return index_files("laue", settings, names, output, as_json, table=frame_table, tally=frame_tally)
 
 
 def export_frames(run: Path, to: str, output: Path | None) -> None:
     """Write the Laue results of a run, or of a results file, as files that other programs read; print their names."""
-    for path in write_files(to, _results(run), output):
+    for path in write_files(to, results_from(run), output):
         print(path)
 
 

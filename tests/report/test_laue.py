@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlindex.cli.laue import frame_table
 from mlindex.cli.report import write_report
 from mlindex.config import LaueSettings
 from mlindex.crystal.strain import cell_from_ub
@@ -16,6 +15,7 @@ from mlindex.laue.geometry import sample_from_lab
 from mlindex.laue.stage import LaueStage, Spots
 from mlindex.records import InputError, Item, Result, failed
 from mlindex.report.export import cif_text, csv_lines, json_lines, write_files
+from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import printer
 from mlindex.runtime.shards import provenance, write_results
 from tests.laue.frames import DETECTOR, frame_of, true_grains
