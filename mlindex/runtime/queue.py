@@ -63,12 +63,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Unit:
-    """Items `start` to `stop` of an input; `stop` None: a first batch of an input with an unknown number of items."""
+    """Items `start` to `stop` of an input; `stop` None: at most `first` of an input with an unknown number of items."""
 
     input: int
     start: int = 0
     stop: int | None = None
     kills: int = 0
+    first: int = 1
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,8 @@ class Queue:
                 break
             self._front.popleft()
             size = _size(unit)
+            if unit.stop is None and not unit.kills:  # what is suspect is tried item by item
+                unit = replace(unit, first=self.batch)
             if size > room:
                 self._front.appendleft(replace(unit, start=unit.start + room))
                 unit, size = replace(unit, stop=unit.start + room), room
@@ -298,7 +301,7 @@ class Queue:
                     suspects.append(Unit(unit.input, kills=self._kills.get((unit.input, 0), 0)))
                 continue
             items = self.items(unit.input) if unit.stop is None else range(unit.start, unit.stop)
-            hot = items[: self.batch] if unit.stop is None else items
+            hot = items[: unit.first] if unit.stop is None else items
             if lost:
                 for index in hot:
                     if not self._is_done(unit.input, index):

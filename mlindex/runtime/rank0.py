@@ -93,7 +93,7 @@ class Rank0:
             "start": unit.start,
             "stop": unit.stop,
             "of": self.queue.size(unit.input),
-            "batch": self.queue.batch,
+            "batch": unit.first,
         }
         return Item(named.label, named.source, {}, attrs)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -300,14 +299,10 @@ def test_disk_that_is_full_from_the_start(tmp_path, size):
 def test_files_that_may_not_grow(tmp_path):
     """A limit on the size of files (as some batch systems set) is told like a full disk."""
     campaign = make(tmp_path, values(2))
-    program = [sys.executable, "-m", "mlindex.runtime.run", str(campaign)]
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    done = subprocess.run(
-        program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=limited, check=False
-    )
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+    program = [sys.executable, "-c", f"{limit}; os.execv(sys.executable, sys.argv[1:])", sys.executable]
+    program += ["-m", "mlindex.runtime.run", str(campaign)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1 and "results cannot be written (File too large)" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not survey(tmp_path / "run").unreadable
     assert run(campaign, "--resume")[0] == 0

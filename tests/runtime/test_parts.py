@@ -66,7 +66,7 @@ def test_queues_of_all_parts_do_everything_once(sizes, of, batch, chunk):
                 size = sizes[unit.input]
                 chosen = range(unit.start, unit.start if unit.stop is None else unit.stop)
                 if unit.stop is None:
-                    chosen = part.items(unit.input, size)[:batch]
+                    chosen = part.items(unit.input, size)[: unit.first]
                     queue.opened(unit.input, size)
                 done += [Done(unit.input, index, size, "solved") for index in chosen]
             assert len(queue.complete(0, number, done)) == len(done)

@@ -17,7 +17,7 @@ def work_on(queue: Queue, units: list[Unit], sizes: list[int], tell: bool) -> li
         of = sizes[unit.input]
         if tell and of > 1:
             queue.opened(unit.input, of)
-        stop = min(unit.start + queue.batch, of) if unit.stop is None else unit.stop
+        stop = min(unit.start + unit.first, of) if unit.stop is None else unit.stop
         done += [Done(unit.input, k, of, "solved") for k in range(unit.start, stop)]
     return done
 
@@ -151,3 +151,14 @@ def test_a_batch_committed_but_not_acknowledged_leaves_the_next_one_suspect():
     first, second = queue.take(1, 1), queue.take(1, 1)
     new, suspects = queue.lose(1, [Done(u.input, 0, 1, "solved") for u in first[1]])
     assert len(new) == 2 and [u.input for u in suspects] == [u.input for u in second[1]]
+
+
+def test_an_unread_input_that_is_suspect_is_tried_item_by_item():
+    """As after a restart, when the journal knows what was at hand and nobody knows how many items there are."""
+    queue = Queue(1, 4, kills={(0, 0): 1, (0, 1): 1, (0, 2): 1})
+    handed = []
+    while (taken := queue.take(0, 1)) is not None:
+        done = work_on(queue, taken[1], [3], True)
+        handed.append([d.key for d in done])
+        queue.complete(0, taken[0], done)
+    assert handed == [[(0, 0)], [(0, 1)], [(0, 2)]]
