@@ -20,7 +20,7 @@ from mlindex.laue.geometry import Plane
 from mlindex.laue.materials import Material
 
 _WIDE = 1e-2  # prior of strains where they are measured: no strain of a white-beam pattern comes near it
-_SIGNIFICANT = 1e-3  # level of the test that a strain is real
+_SIGNIFICANT = 1e-5  # level of the test that a strain is real: a campaign has many thousands of grains
 
 _SKEW = np.zeros((3, 3, 3))
 for _axis, (_i, _j) in enumerate(((1, 2), (2, 0), (0, 1))):
