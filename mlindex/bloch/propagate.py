@@ -1,0 +1,244 @@
+"""Dynamical intensities: psi = exp(2 pi i t A / (2 k0)) e_0 at the exit of a slab, I = |psi|^2, for a batch of tilts.
+
+A = U + diag(excitation), A_pq = U_(g_p - g_q), is the structure matrix in 1/A^2; the tilts share U and differ in the
+diagonal. Three ways to the same result:
+
+- `by_eigenvectors`: A = V diag(w) V^+, all thicknesses for one decomposition; A must be Hermitian.
+- `by_squaring`: exp by Taylor polynomial, scaling and squaring; A may absorb (not be Hermitian).
+- `by_chebyshev`: the exponential applied to e_0 alone, a Chebyshev series in products of U with all tilts at once; all
+  thicknesses for one series; A may absorb a little.
+
+The kernels are pure and keep the dtype of what they get. `intensities` chooses and compiles.
+
+Sources: Bethe, Ann. Phys. 392 (1928) 55; Sturkey, Proc. Phys. Soc. 80 (1962) 321 (the exponential); Higham, Functions
+of Matrices (SIAM 2008), section 10.3; Tal-Ezer & Kosloff, J. Chem. Phys. 81 (1984) 3967 (the series).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Inexact, Int
+from scipy.special import jv
+
+from mlindex.bloch.beams import Geometry
+
+Method = Literal["eigenvectors", "squaring", "chebyshev"]
+_SQUARED_NORM = 0.5  # of the matrix whose exponential is a Taylor polynomial of _ORDER: remainder 0.5^13 / 13! = 2e-14
+_ORDER = 12
+
+
+def structure_matrix(u: Inexact[Any, "*b d"], geometry: Geometry) -> Inexact[Any, "*b n n"]:
+    """U_(g_p - g_q) in 1/A^2, from the values at `geometry.dhkl`; the excitation on the diagonal is not added."""
+    return u[..., geometry.index]
+
+
+def phase_from_thickness(thickness: Any, k0: float) -> Any:
+    """2 pi t / (2 k0) in A^2, the factor of A in the exponential, for a thickness in A."""
+    return np.pi / k0 * thickness
+
+
+def by_eigenvectors(
+    matrix: Inexact[Array, "n n"], excitation: Float[Array, "m n"], phase: Float[Array, " t"], origin: int
+) -> Complex[Array, "t m n"]:
+    """Amplitudes by the eigenvectors of the Hermitian matrix + diag(excitation) of each tilt."""
+    w, v = jnp.linalg.eigh(matrix + jax.vmap(jnp.diag)(excitation), symmetrize_input=False)
+    start = v[:, origin, :].conj()
+    wave = jnp.exp(1j * phase[:, None, None] * w) * start
+    return jnp.einsum("mpj,tmj->tmp", v, wave)
+
+
+def by_squaring(
+    matrix: Inexact[Array, "n n"],
+    excitation: Float[Array, "m n"],
+    phase: Float[Array, " t"],
+    origin: int,
+    squarings: int,
+) -> Complex[Array, "t m n"]:
+    """Amplitudes by exp(i phase A) = (p(i phase A / 2^s))^(2^s), p the Taylor polynomial of degree 12 in
+    Paterson-Stockmeyer form (four products of matrices).
+
+    2^squarings must be at least twice the norm of phase A; `amplitudes` sees to it.
+    """
+
+    def one(diagonal: Any, factor: Any) -> Any:
+        x = (1j * factor / 2**squarings) * (matrix + jnp.diag(diagonal))
+        eye = jnp.eye(len(matrix), dtype=x.dtype)
+        x2 = x @ x
+        x3 = x2 @ x
+        c = [1 / math.factorial(k) for k in range(_ORDER + 1)]
+        p = c[12] * x3 + c[11] * x2 + c[10] * x + c[9] * eye
+        for k in (6, 3, 0):
+            p = x3 @ p + c[k + 2] * x2 + c[k + 1] * x + c[k] * eye
+        # The last squaring is of one column alone: exp e_0 = half (half e_0)
+        for _ in range(max(squarings - 1, 0)):
+            p = p @ p
+        column = p[:, origin]
+        return p @ column if squarings else column
+
+    return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(excitation, phase)
+
+
+def by_chebyshev(
+    matrix: Inexact[Array, "n n"],
+    diagonal: Float[Array, "n m"],
+    coefficients: Float[Array, "pairs 2 t"],
+    pairs: Int[Any, ""] | int,
+    origin: int,
+) -> tuple[Inexact[Array, "t n m"], Inexact[Array, "t n m"]]:
+    """Amplitudes exp(i R B) e_0 = sum_k (2 - delta_k0) i^k J_k(R) T_k(B) e_0 for B = matrix + diag(diagonal), whose
+    eigenvalues must lie within +-1: P and Q of psi = P + i Q, beams by tilts.
+
+    `coefficients` from `series`, of which the first `pairs` are summed. P and Q are real where the matrix is real.
+    """
+
+    def product(x: Any) -> Any:
+        return matrix @ x + diagonal * x
+
+    def body(k: Any, carry: Any) -> Any:
+        low, high, even, odd = carry
+        c = coefficients[k]
+        low = 2 * product(high) - low
+        even = even + c[0][:, None, None] * low
+        high = 2 * product(low) - high
+        odd = odd + c[1][:, None, None] * high
+        return low, high, even, odd
+
+    first = jnp.zeros(diagonal.shape, matrix.dtype).at[origin].set(1)
+    second = product(first)
+    even, odd = (c[:, None, None] * x for c, x in zip(coefficients[0], (first, second), strict=True))
+    _, _, even, odd = jax.lax.fori_loop(1, pairs, body, (first, second, even, odd))
+    return even, odd
+
+
+def series(
+    reach: Float[np.ndarray, " t"], tolerance: float = 1e-15, growth: float = 0.0
+) -> Float[np.ndarray, "pairs 2 t"]:
+    """(2 - delta_k0) J_k(R) with the signs of i^k, without the i of odd k, for each R in `reach`: as many as leave a
+    rest below `tolerance` where |T_k| <= exp(k growth)."""
+    top = float(np.max(reach, initial=0.0))
+    # J_k(R) falls faster than exponentially beyond k = R, over a width of R^(1/3)
+    terms = 2 * math.ceil((top * (1 + growth) + 12 * (top + 1) ** (1 / 3) + 20) * (1 + growth) / 2)
+    k = np.arange(terms)
+    values = (2 - (k == 0))[:, None] * jv(k[:, None], np.asarray(reach)[None])
+    size = np.abs(values).max(1) * np.exp(np.minimum(k * growth, 700))
+    pairs = np.flatnonzero(size > tolerance)[-1] // 2 + 1
+    sign = np.array([1, 1, -1, -1])[k % 4]
+    return (sign[:, None] * values)[: 2 * pairs].reshape(pairs, 2, -1)
+
+
+def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, device: str = "cpu") -> Method:
+    """The fastest way for `n` beams, a series of `terms` and so many thicknesses; only for Hermitian matrices.
+
+    By what `benchmarks/speed/bloch.py` measured on a CPU: the series costs `terms` products of a matrix and a vector,
+    the eigenvectors some thirty times n. On other devices, products of matrices are what is fast.
+    """
+    if device != "cpu":
+        return "chebyshev"
+    series_cost = terms * (n + 30 + thicknesses) * (1 if real else 3.5)
+    return "chebyshev" if series_cost < 60 * n**2 + 60 * thicknesses * n + 30_000 else "eigenvectors"
+
+
+_kernels = {
+    "eigenvectors": jax.jit(by_eigenvectors, static_argnames="origin"),
+    "squaring": jax.jit(by_squaring, static_argnames=("origin", "squarings")),
+    "chebyshev": jax.jit(by_chebyshev, static_argnames="origin"),
+}
+
+
+def amplitudes(
+    u: Inexact[np.ndarray, " d"],
+    geometry: Geometry,
+    thickness: Any,
+    *,
+    method: Method | None = None,
+    single: bool = False,
+) -> Complex[np.ndarray, "*t m n"]:
+    """The amplitudes of the beams at the exit face, (m, n) for one thickness (A) and (t, m, n) for several.
+
+    `u` (1/A^2) at `geometry.dhkl`, U + i U' where there is absorption; it is Hermitian when u[d - 1 - i] = conj(u[i]).
+    `single`: in complex64. `method` None: the fastest for Hermitian u, `squaring` for others that absorb much.
+    Raises `ValueError` for u of another length, thicknesses that are negative or not finite, and `eigenvectors` of a
+    matrix that is not Hermitian.
+    """
+    values, depth = np.asarray(u), np.atleast_1d(np.asarray(thickness, np.float64))
+    if values.shape != (len(geometry.dhkl),):
+        raise ValueError(f"{len(geometry.dhkl)} structure factors are needed, one a difference of beams, not {u.shape}")
+    if depth.ndim > 1 or not np.all(np.isfinite(depth) & (depth >= 0)):
+        raise ValueError(f"thicknesses must be finite and not negative (A), not {thickness}")
+    with jax.enable_x64(not single):
+        psi = _propagate(structure_matrix(values, geometry), geometry, depth, method, single)
+    return psi if np.ndim(thickness) else psi[0]
+
+
+def intensities(
+    u: Inexact[np.ndarray, " d"],
+    geometry: Geometry,
+    thickness: Any,
+    *,
+    method: Method | None = None,
+    single: bool = False,
+) -> Float[np.ndarray, "*t m n"]:
+    """|psi|^2 of `amplitudes`, tilts by beams; without absorption the beams of a tilt sum to 1."""
+    psi = amplitudes(u, geometry, thickness, method=method, single=single)
+    return psi.real**2 + psi.imag**2
+
+
+def _propagate(
+    matrix: np.ndarray, geometry: Geometry, depth: np.ndarray, method: Method | None, single: bool
+) -> np.ndarray:
+    phase = phase_from_thickness(depth, geometry.k0)
+    hermitian = (matrix + matrix.conj().T) / 2
+    absorbing = (matrix - hermitian) / 1j
+    loss = (
+        float(np.linalg.norm(absorbing, 2)) if np.abs(absorbing).max() > 1e-12 * (1e-12 + np.abs(matrix).max()) else 0.0
+    )
+    if method == "eigenvectors" and loss:
+        raise ValueError("these structure factors absorb (u at -g is not the conjugate of u at g); use another method")
+    if not loss:
+        matrix = hermitian
+        if not np.abs(matrix.imag).max() > 1e-15 * np.abs(matrix.real).max():
+            matrix = matrix.real  # centrosymmetric about the origin: four times cheaper
+    # Weyl: the eigenvalues of a sum lie within the sum of the ranges
+    low, *_, high = np.linalg.eigvalsh(hermitian)[[0, -1]]
+    below, above = geometry.excitation.min(1) + low, geometry.excitation.max(1) + high
+    # An eigenvalue with an imaginary part must not lie at the end of the interval, where T_k grows fastest beside it
+    radius = max(float((above - below).max()) / 2 * (1.1 if loss else 1.0), 1e-12)
+    real_type = np.float32 if single else np.float64
+    growth = 2.5 * loss / radius
+    reach = phase * radius
+    if method is None:
+        terms = float(reach.max(initial=0.0)) + 40
+        best = choose(len(matrix), terms, len(depth), real=not np.iscomplexobj(matrix), device=jax.default_backend())
+        method = best if not loss else "chebyshev" if loss * phase.max(initial=0.0) < 3 else "squaring"
+    if method == "chebyshev":
+        middle = (below + above) / 2
+        pairs = series(reach, 1e-8 if single else 1e-15, growth)
+        padded = np.zeros((32 * math.ceil(len(pairs) / 32), 2, len(depth)))  # few shapes, few compilations
+        padded[: len(pairs)] = pairs
+        diagonal = (geometry.excitation - middle[:, None]).T / radius
+        scaled = matrix / radius
+        even, odd = _kernels["chebyshev"](
+            jnp.asarray(scaled, np.result_type(real_type, np.complex64) if np.iscomplexobj(scaled) else real_type),
+            jnp.asarray(diagonal, real_type),
+            jnp.asarray(padded, real_type),
+            len(pairs),
+            origin=geometry.origin,
+        )
+        psi = np.swapaxes(np.asarray(even) + 1j * np.asarray(odd), 1, 2)
+        return psi * np.exp(1j * phase[:, None] * middle)[..., None].astype(psi.dtype)
+    complex_type = np.complex64 if single else np.complex128
+    given = (
+        jnp.asarray(matrix, complex_type),
+        jnp.asarray(geometry.excitation, real_type),
+        jnp.asarray(phase, real_type),
+    )
+    if method == "squaring":
+        norm = (radius + np.abs(below + above).max() / 2 + loss) * phase.max(initial=0.0)
+        squarings = max(0, math.ceil(math.log2(norm / _SQUARED_NORM))) if norm else 0
+        return np.asarray(_kernels["squaring"](*given, origin=geometry.origin, squarings=squarings))
+    return np.asarray(_kernels["eigenvectors"](*given, origin=geometry.origin))
