@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -52,6 +53,18 @@ def _band(energy: tuple[float, float]) -> tuple[float, float]:
     return energy
 
 
+def _scan(scan: tuple[int, int] | None) -> tuple[int, int] | None:
+    if scan is not None and min(scan) < 1:
+        raise ValueError("give the rows and the columns of the scan, as [20, 30]")
+    return scan
+
+
+def _step(step: tuple[float, float] | None) -> tuple[float, float] | None:
+    if step is not None and not all(0 < s < math.inf for s in step):
+        raise ValueError("give the steps between rows and between columns in micrometres, as [1.0, 0.5]")
+    return step
+
+
 class LaueSettings(Settings):
     """What a user may choose for Laue indexing. Paths are relative to the campaign file, or to the working directory.
 
@@ -66,6 +79,10 @@ class LaueSettings(Settings):
     threshold: float = Field(6.0, gt=0)  # images: spots stand so many times above the noise
     max_spots: int = Field(10_000, ge=6)  # of a frame, the brightest
     dataset: str | None = None  # of an HDF5 file with images; None: the usual one
+    # the frames are those of a scan of so many rows and columns, along a row first, in the order of the inputs
+    scan: Annotated[tuple[int, int] | None, AfterValidator(_scan)] = None
+    step: Annotated[tuple[float, float] | None, AfterValidator(_step)] = None  # micrometres, of rows, columns; None: 1
+    neighbours: bool | None = None  # try the grains of the frame before, and above, first; None: in scans and stacks
     _base: Path = PrivateAttr(default_factory=Path)
 
     def relative_to(self, folder: Path) -> LaueSettings:

@@ -26,6 +26,7 @@ from mlindex.laue.geometry import (
     energy_from_q,
     q_from_kf,
 )
+from mlindex.laue.maps.neighbours import Neighbours
 from mlindex.laue.materials import Material, material, rays
 from mlindex.laue.record import laue_record, strain_norm
 from mlindex.laue.search import LEAST_SPOTS, Grain, index_frame
@@ -88,6 +89,7 @@ class Spots:
     intensity: NDArray[np.float64]
     image: NDArray[np.float32] | None = None
     saturation: float | None = None
+    name: str = ""  # of the frame, where its source has more than one; with its number, by which neighbours are known
 
 
 def is_image(source: str) -> bool:
@@ -177,7 +179,11 @@ def energies_of(
 
 
 class LaueStage:
-    """Every grain of the chosen materials in each frame (see `search`)."""
+    """Every grain of the chosen materials in each frame (see `search`).
+
+    In scans and stacks the grains of the frames solved last are tried first. This is the one thing that is kept between
+    frames: it saves time, and moves an answer by no more than its rounding.
+    """
 
     name: ClassVar[str] = "laue"
     schema: ClassVar[Schema] = Schema({"frames": _FRAMES, "grains": _GRAINS, "spots": _SPOTS})
@@ -189,6 +195,12 @@ class LaueStage:
         if self.settings.detector is not None:
             self.calibration = read_calibration(self.settings.located(self.settings.detector))
         self._networks: dict[Path, Any] = {}  # as read from the cache
+        scan = self.settings.scan
+        self._neighbours: Neighbours | None = None
+        if self.settings.neighbours is not False:
+            wanted = scan is None and self.settings.neighbours  # every frame is thought to follow the one before
+            columns = 1 if wanted else None if scan is None else scan[1]
+            self._neighbours = Neighbours(columns, [m.rotations for m in self.materials])
 
     def _detector(self, source: str, own: Calibration | None, shape: tuple[int, int] | None) -> Detector:
         """The detector that the user named, else that of the file, for an image of `shape` if it is known."""
@@ -241,7 +253,8 @@ class LaueStage:
                     f"found in it; give one of {SMALLEST} or more a side"
                 )
             detector = self._detector(item.source, None, _shape(data))
-            return Spots(item.source, detector, nothing, nothing, nothing, data, full)
+            name = str(item.attrs.get("frame", item.source))
+            return Spots(item.source, detector, nothing, nothing, nothing, data, full, name)
         if not {"x", "y", "intensity"} <= set(item.arrays):
             raise InputError(f"{item.source}: has neither spots nor an image; give a spot list or an image")
         x, y, bright = (np.asarray(item.arrays[key], np.float64) for key in ("x", "y", "intensity"))
@@ -253,7 +266,8 @@ class LaueStage:
         if len(spots.x) <= most:
             return spots
         keep = np.sort(np.argsort(-spots.intensity, kind="stable")[:most])
-        return Spots(spots.source, spots.detector, spots.x[keep], spots.y[keep], spots.intensity[keep])
+        place = (spots.x[keep], spots.y[keep], spots.intensity[keep])
+        return Spots(spots.source, spots.detector, *place, name=spots.name)
 
     def kernel(self, prepared: list[Spots]) -> list[tuple[Spots, list[Grain]]]:
         """The spots and the grains of each frame. One frame fills the device, so frames go one by one."""
@@ -264,7 +278,7 @@ class LaueStage:
             chosen = SpotSettings(threshold=self.settings.threshold)
             found = find_spots(frame.image, chosen, saturation=frame.saturation)
             x, y, bright = (np.asarray(a, np.float64) for a in (found.x, found.y, found.intensity))
-            frame = self._strongest(Spots(frame.source, frame.detector, x, y, bright))
+            frame = self._strongest(Spots(frame.source, frame.detector, x, y, bright, name=frame.name))
         if len(frame.x) < LEAST_SPOTS:
             return frame, []
         try:
@@ -276,11 +290,21 @@ class LaueStage:
                 self.materials,
                 energy=self.settings.energy,
                 grains=self.settings.grains,
-                guesses=self._recognised(frame) if self.settings.network else (),
+                guesses=self._guesses(frame),
             )
         except InputError as error:
             raise InputError(f"{frame.source}: {error}") from None
+        if self._neighbours is not None:
+            numbers = {id(one): number for number, one in enumerate(self.materials)}
+            known = [(numbers[id(g.material)], g.ub) for g in grains if id(g.material) in numbers]
+            self._neighbours.remember(frame.name or frame.source, known)
         return frame, grains
+
+    def _guesses(self, frame: Spots) -> Sequence[tuple[int, NDArray[np.float64]]]:
+        """Orientations to try first: those of neighbouring frames, and what the networks recognise."""
+        near = [] if self._neighbours is None else self._neighbours.guesses(frame.name or frame.source)
+        recognised = self._recognised(frame) if self.settings.network else []
+        return (*near, *recognised)
 
     def _recognised(self, frame: Spots) -> list[tuple[int, NDArray[np.float64]]]:
         """Orientations from the networks: the number of the material, and ub."""
