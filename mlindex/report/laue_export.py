@@ -22,6 +22,7 @@ from mlindex.laue.geometry import (
     pixel_from_direction,
     sample_from_lab,
 )
+from mlindex.laue.maps.scan import Scan
 from mlindex.laue.record import FIELDS, laue_record
 from mlindex.records import InputError, Result
 
@@ -153,19 +154,28 @@ def cor_files(results: Sequence[Result], output: Path | None) -> list[Path]:
     return written
 
 
-def ctf_file(results: Sequence[Result], output: Path | None) -> list[Path]:
-    """The best grain of each frame as a map of one row, a frame a step, in the order of the results; its path.
+def ctf_file(
+    results: Sequence[Result],
+    output: Path | None,
+    scan: Scan | None = None,
+    number: NDArray[np.int64] | None = None,
+) -> list[Path]:
+    """The best grain of each frame as a map; its path.
 
-    Orientations are in the sample frame, which is LT turned by 40 degrees about y. Frames without a grain are points
-    that are not indexed.
+    With a `scan`, and the `number` of each result's frame in it, every place of the scan is a point at its coordinates
+    (micrometres); else the frames lie in one row, a step apart, in the order of the results. Orientations are in the
+    sample frame, which is LT turned by 40 degrees about y. Frames without a grain, and those without a result, are
+    points that are not indexed.
     """
     if output is None:
         raise InputError("--to ctf: writes a file; name it with -o")
-    n = len(results)
+    place = Scan(1, len(results)) if scan is None else scan
+    where = np.arange(len(results)) if number is None else number
+    n = place.size
     phases: dict[str, Phase] = {}
     phase, matched, deviation = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
     u = np.broadcast_to(np.eye(3), (n, 3, 3)).copy()
-    for i, result in enumerate(results):
+    for i, result in zip(where, results, strict=True):
         grains = result.tables.get("grains", {})
         if not len(grains.get("u", ())):
             continue
@@ -175,6 +185,7 @@ def ctf_file(results: Sequence[Result], output: Path | None) -> list[Path]:
         phase[i] = list(phases).index(name) + 1
         u[i] = sample_from_lab() @ np.asarray(grains["u"][0], float)
         matched[i], deviation[i] = grains["n_matched"][0], grains["rms_px"][0]
-    at = np.arange(n, dtype=float)
-    write_ctf(output, list(phases.values()), phase, u, at, np.zeros(n), matched=matched, deviation=deviation)
+    row, column = np.divmod(np.arange(n), max(place.columns, 1))
+    x, y = column * place.step[1], row * place.step[0]
+    write_ctf(output, list(phases.values()), phase, u, x, y, matched=matched, deviation=deviation)
     return [output]
