@@ -29,6 +29,8 @@ simulate = typer.Typer(no_args_is_help=True, help="Write synthetic data with its
 app.add_typer(simulate, name="simulate")
 train = typer.Typer(no_args_is_help=True, help="Train what proposes solutions.")
 app.add_typer(train, name="train")
+calibrate = typer.Typer(no_args_is_help=True, help="Refine an instrument on a reference crystal.")
+app.add_typer(calibrate, name="calibrate")
 
 
 def _version(wanted: bool) -> bool:
@@ -309,6 +311,55 @@ def train_laue(
 
     chosen = laue.materials_from_options(material), laue.detector_from_option(detector), _band(energy)
     raise typer.Exit(laue.train_laue(*chosen, seed, minutes, output))
+
+
+@calibrate.command("laue")
+def calibrate_laue(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Spot lists or images of one camera, directories of them, or globs."),
+    ],
+    material: _Material,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEW.det", help="Write the new calibration here.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to start: a .det, or a .cor with a footer. Default: the footer of the first spot list.",
+            metavar="START.det",
+        ),
+    ] = None,
+    energy: _Energy = "5,23",
+    grains: Annotated[int | None, typer.Option(help="At most so many grains a frame. Default: all.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Images: spots stand so many times above the noise; default 6.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of HDF5 files: the images, as /entry/data/data. Default: the usual places.")
+    ] = None,
+) -> None:
+    """Refine the detector of Laue frames on a reference crystal, as Ge or Si: distance, centre and tilts.
+
+    The crystal must not be strained: its cell is taken as known. The start may be off by a few mm, 40 pixels, 1 degree.
+    """
+    from mlindex.config import LaueSettings, validated
+
+    given = {
+        "materials": material,
+        "detector": detector,
+        "energy": _band(energy),
+        "grains": grains,
+        "threshold": threshold,
+        "dataset": dataset,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    settings = validated(LaueSettings, chosen, "command line")
+
+    from mlindex.cli.calibrate import calibrate_laue
+
+    raise typer.Exit(calibrate_laue(settings, files, output, json))
 
 
 @app.command("run")

@@ -31,6 +31,7 @@ __all__ = [
     "read_fit",
     "write_cor",
     "write_ctf",
+    "write_det",
     "write_fit",
 ]
 
@@ -344,6 +345,29 @@ def write_cor(path: str | Path, spots: SpotList) -> None:
     lines.append("# File created by mlindex")
     if spots.calibration is not None:
         lines += ["# Calibration parameters", *_calibration_lines(spots.calibration)]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_det(path: str | Path, found: DetFile, source: str = "") -> None:
+    """A .det as Lauetools reads it: eight numbers, the matrix in the sixth line, and the `# key : value` lines.
+
+    The pixel size, the shape and the matrix must be there. `source` names the frame of the crystal.
+    """
+    c = found.calibration
+    if c.pixel is None or c.shape is None or found.ub_rotation is None:
+        raise ValueError("a .det needs the pixel size, the shape of the image and the matrix of a crystal")
+    numbers = [*(float(getattr(c, key)) for key in _KEYS), float(c.pixel), *c.shape]
+    rows = [f"[{','.join(f'{v:.7f}' for v in row)}]" for row in np.asarray(found.ub_rotation)]
+    lines = [
+        ", ".join(repr(v) for v in numbers),
+        "Sample-Detector distance(IM), xO, yO, angle1, angle2, pixelsize, dim1, dim2",
+        f"Calibration done with {found.material or 'unknown'} with mlindex",
+        f"Experimental Data file: {source}",
+        "Orientation Matrix:",
+        f"[{','.join(rows)}]",
+        *([f"# Material : {found.material}"] if found.material else []),
+        *_calibration_lines(c),
+    ]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
