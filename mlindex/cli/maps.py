@@ -20,9 +20,10 @@ from mlindex.laue.simulate import Frame, simulate_frame
 from mlindex.records import InputError, Status
 from mlindex.report import canvas, laue_maps_colour
 from mlindex.report.laue_export import ctf_file
-from mlindex.report.laue_maps import grain_picture, ipf_columns, map_pictures
+from mlindex.report.laue_maps import grain_picture, ipf_columns, map_pictures, map_sections
 from mlindex.report.laue_maps_file import write_maps
 from mlindex.report.leading import leading_rows
+from mlindex.report.section import Section
 from mlindex.report.tables import say
 from mlindex.runtime import master, shards
 from mlindex.runtime.shards import ShardData
@@ -141,6 +142,20 @@ def read_maps(
     number, state, count = number[keep], state[keep], count[keep]
     maps = fields.maps_of(scan, scan.checked(number, str(run)), state, count, grains, tilt=tilt, limit=limit)
     return maps, problems, json.dumps(settings)
+
+
+def report_sections(run: Path, problems: list[str]) -> list[Section]:
+    """The maps of a run's scan for its report; nothing where there is no scan. What stands in the way of them is added
+    to `problems`: a report without maps is better than none."""
+    try:
+        maps, _, _ = read_maps(run)
+        if maps is None:
+            return []
+        laue_maps_colour.check()
+        return map_sections(maps)
+    except InputError as error:
+        problems.append(f"no maps: {error}")
+        return []
 
 
 def map_run(

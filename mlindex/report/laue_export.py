@@ -22,6 +22,7 @@ from mlindex.laue.geometry import (
     pixel_from_direction,
     sample_from_lab,
 )
+from mlindex.laue.maps.phases import orientation
 from mlindex.laue.maps.scan import Scan
 from mlindex.laue.record import FIELDS, laue_record
 from mlindex.records import InputError, Result
@@ -164,8 +165,8 @@ def ctf_file(
 
     With a `scan`, and the `number` of each result's frame in it, every place of the scan is a point at its coordinates
     (micrometres); else the frames lie in one row, a step apart, in the order of the results. Orientations are in the
-    sample frame, which is LT turned by 40 degrees about y. Frames without a grain, and those without a result, are
-    points that are not indexed.
+    sample frame, which is LT turned by 40 degrees about y, and do not depend on the setting of a strained crystal.
+    Frames without a grain, and those without a result, are points that are not indexed.
     """
     if output is None:
         raise InputError("--to ctf: writes a file; name it with -o")
@@ -183,7 +184,8 @@ def ctf_file(
         cell = np.asarray(grains["cell"][0], float)
         phases.setdefault(name, Phase(name, cell, str(grains["laue_group"][0]), int(grains["space_group"][0])))
         phase[i] = list(phases).index(name) + 1
-        u[i] = sample_from_lab() @ np.asarray(grains["u"][0], float)
+        b0 = np.asarray(b_matrix_from_cell(cell), float)
+        u[i] = sample_from_lab() @ orientation(np.asarray(grains["ub"][0], float), b0)
         matched[i], deviation[i] = grains["n_matched"][0], grains["rms_px"][0]
     row, column = np.divmod(np.arange(n), max(place.columns, 1))
     x, y = column * place.step[1], row * place.step[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ _STATE_COLOURS = ("#ffffff", "#9b1c3f", "#f2b84b", "#1f6fb2")  # in the order of
 _NOTHING = "#e4e7eb"  # where there is no grain
 _PHASES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7b8794")
 _WIDE, _TALL = 3.5, 3.2  # inches of one map
+_QUALITY = {"match_rate", "score"}
 _LISTED = 20  # grains that get a row
 
 
@@ -78,15 +78,24 @@ def _image(axes: Axes, maps: ScanMaps, values: NDArray, title: str, **options: A
     return shown
 
 
-def _limits(values: NDArray, signed: bool) -> tuple[float, float]:
-    """The range of the colours: all but the outermost per cent."""
+def _painted(colours: NDArray[np.float64], there: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Colours (rows, columns, 3) where there are any, and that of nothing elsewhere."""
+    from matplotlib.colors import to_rgb
+
+    return np.where(there[..., None], np.nan_to_num(colours), to_rgb(_NOTHING))
+
+
+def _limits(values: NDArray, signed: bool, from_zero: bool = True) -> tuple[float, float]:
+    """The range of the colours: all but the outermost per cent; `signed` and `from_zero` fix where it lies."""
     fit = values[np.isfinite(values)]
     if not fit.size:
         return (-1.0, 1.0) if signed else (0.0, 1.0)
     if signed:
         top = max(float(np.percentile(np.abs(fit), 99)), 1e-9)
         return -top, top
-    top = float(np.percentile(fit, 99))
+    low, top = (float(v) for v in np.percentile(fit, (1, 99)))
+    if not from_zero and low < top:
+        return low, top
     return 0.0, top if top > 0 else 1.0
 
 
@@ -156,9 +165,7 @@ def _grains_picture(maps: ScanMaps) -> Picture:
 
     def draw(figure: Figure) -> None:
         first, second, third, last = figure.subplots(2, 2).ravel()
-        image = np.ones((*number.shape, 4))
-        image[..., :3] = np.where(number[..., None] > 0, grain_colours(number), 0.9)
-        _image(first, maps, image, "Grain")
+        _image(first, maps, _painted(grain_colours(number), number > 0), "Grain")
         _borders(first, maps, number)
         names = numbered_names(maps.phases)
         _classes(second, maps, phase, "Phase", names, {k: _PHASES[(k - 1) % len(_PHASES)] for k in names})
@@ -203,8 +210,7 @@ def _ipf_picture(maps: ScanMaps, colours: dict[str, NDArray[np.float64]]) -> Pic
         number = maps.strongest(maps.points["grain"])
         for i, axis in enumerate(AXES):
             axes = figure.add_subplot(grid[0, 2 * i : 2 * i + 2])
-            image = np.ones((*number.shape, 4))
-            image[..., :3] = np.where(number[..., None] > 0, np.nan_to_num(maps.strongest(colours[axis])), 0.9)
+            image = _painted(maps.strongest(colours[axis]), number > 0)
             _image(axes, maps, image, f"IPF along {axis} of the sample")
             _borders(axes, maps, number)
         for which in range(keys):
@@ -256,7 +262,7 @@ def _quality_picture(maps: ScanMaps) -> Picture:
     def draw(figure: Figure) -> None:
         for axes, (name, title, unit, factor) in zip(figure.subplots(2, 3).ravel(), panels, strict=True):
             values = factor * maps.strongest(maps.points[name].astype(np.float64))
-            _number(figure, axes, maps, values, title, unit)
+            _number(figure, axes, maps, values, title, unit, limits=_limits(values, False, "strain" in name))
 
     caption = "The equivalent (von Mises) strain of the likeliest grain of each frame, and how well it is known."
     return Picture("map-quality", "Equivalent strain and quality", caption, draw, (3 * (_WIDE + 0.3), 2 * _TALL))
@@ -269,9 +275,7 @@ def grain_picture(maps: ScanMaps, number: int, colours: dict[str, NDArray[np.flo
     def draw(figure: Figure) -> None:
         panels = figure.subplots(2, 3).ravel()
         here = maps.of_grain(points["grain"], number) > 0
-        image = np.ones((*here.shape, 4))
-        image[..., :3] = np.where(here[..., None], np.nan_to_num(maps.of_grain(colours["z"], number)), 0.9)
-        _image(panels[0], maps, image, "IPF along z of the sample")
+        _image(panels[0], maps, _painted(maps.of_grain(colours["z"], number), here), "IPF along z of the sample")
         shown = (
             ("misorientation", "To the mean of the grain", "degrees", 1.0),
             ("kam", "Kernel average (KAM)", "degrees", 1.0),
@@ -280,7 +284,8 @@ def grain_picture(maps: ScanMaps, number: int, colours: dict[str, NDArray[np.flo
             ("score", "Score", "nat", 1.0),
         )
         for axes, (name, title, unit, factor) in zip(panels[1:], shown, strict=True):
-            _number(figure, axes, maps, factor * maps.of_grain(points[name], number), title, unit)
+            values = factor * maps.of_grain(points[name], number)
+            _number(figure, axes, maps, values, title, unit, limits=_limits(values, False, name not in _QUALITY))
 
     phase, frames = maps.phases[maps.phase[number - 1]], plural(int(maps.pixels[number - 1]), "frame")
     title = f"Grain {number}: {phase.name}, {frames}"
@@ -312,7 +317,7 @@ def _grain_rows(maps: ScanMaps) -> Markup:
     return table(head, rows, left=(1,), id="scan-grains")
 
 
-def map_sections(maps: ScanMaps, problems: Sequence[str] = ()) -> list[Section]:
+def map_sections(maps: ScanMaps) -> list[Section]:
     """The main maps as a section of the report; nothing where no frame has a grain."""
     if not len(maps.frame):
         return []
@@ -323,6 +328,5 @@ def map_sections(maps: ScanMaps, problems: Sequence[str] = ()) -> list[Section]:
     scan = f" in a scan of {maps.scan.rows} × {maps.scan.columns} frames"
     share = f"; {percent(solved, maps.scan.size)} of them are solved."
     glance = join([element("b", plural(len(maps.pixels), "grain")), scan, share])
-    said = [element("p", sentence, class_="quiet") for sentence in problems]
-    parts: list[Markup | Picture] = [*said, *pictures, element("h3", "The largest grains"), _grain_rows(maps)]
+    parts: list[Markup | Picture] = [*pictures, element("h3", "The largest grains"), _grain_rows(maps)]
     return [Section("maps-section", "Maps", parts, glance=[glance])]

@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
 
+from mlindex.crystal.metric import b_matrix_from_cell
 from mlindex.formats.ctf import Phase
 from mlindex.laue.geometry import sample_from_lab
 from mlindex.laue.maps import grains as linking
 from mlindex.laue.maps import tensors
-from mlindex.laue.maps.phases import reciprocal_from_direct, rotations_of
+from mlindex.laue.maps.phases import orientation, reciprocal_from_direct, rotations_of
 from mlindex.laue.maps.scan import Scan
 from mlindex.records import Column
 
@@ -51,7 +52,7 @@ POINTS = (
     Column("orientation", "f8", (3, 3), "", "rotation from Cartesian crystal axes (a* along x) to the sample axes"),
 )
 NEEDED = (  # of the results' table of grains
-    *("material", "cell", "laue_group", "space_group", "u", "strain", "strain_esd"),
+    *("material", "cell", "laue_group", "space_group", "ub", "strain", "strain_esd"),
     *("match_rate", "score", "n_matched", "rms_px"),
 )
 
@@ -133,7 +134,8 @@ def maps_of(
     columns = {name: np.asarray(grains[name])[order] for name in NEEDED}
     phases, phase = _phases(columns)
     rotations = [rotations_of(p) for p in phases]
-    u, score = columns["u"].astype(np.float64).reshape(-1, 3, 3), columns["score"].astype(np.float64)
+    b0 = np.array([b_matrix_from_cell(p.cell) for p in phases]).reshape(-1, 3, 3)[phase]
+    u, score = orientation(columns["ub"].astype(np.float64).reshape(-1, 3, 3), b0), columns["score"].astype(np.float64)
     known = (states >= UNSOLVED).reshape(scan.rows, scan.columns)
     pairs = linking.neighbouring_pairs(frame, phase, u, rotations, scan, known)
     grain = linking.linked(frame, pairs, score, limit)

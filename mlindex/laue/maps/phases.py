@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from mlindex.crystal.metric import b_matrix_from_cell, direct_metric_from_cell, matrix_from_metric
-from mlindex.crystal.rotation import laue_rotations
+from mlindex.crystal.rotation import laue_rotations, nearest_rotation
 from mlindex.crystal.spacegroup import space_group
 from mlindex.crystal.strain import direct_matrix_from_cell
 from mlindex.formats.ctf import Phase
@@ -43,6 +43,16 @@ def rotations_of(phase: Phase) -> NDArray[np.float64]:
     usual = laue_rotations(phase.laue_group)
     found = _lattice_rotations(cell)
     return found if len(found) == len(usual) else usual
+
+
+def orientation(ub: Float[np.ndarray, "*n 3 3"], b0: Float[np.ndarray, "*n 3 3"]) -> Float[np.ndarray, "*n 3 3"]:
+    """The rotation of a strained crystal: that of the polar decomposition of ub against the unstrained B0.
+
+    In another setting that symmetry makes equivalent it is this times a rotation of the crystal, exactly. The `u` of a
+    result is not: it holds a* of the strained lattice on x, and in another setting another axis, which turns it by as
+    much as the strain. So orientations are compared, from frame to frame, by this one.
+    """
+    return np.asarray(nearest_rotation(ub @ np.linalg.inv(b0)), np.float64)
 
 
 def reciprocal_from_direct(cell: Float[np.ndarray, " 6"]) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ class Polycrystal:
         """(material, ub) of the grains in a frame, the brightest first."""
         row, column = divmod(number, self.scan.columns)
         here = [self.crystallites[i] for i in self.owner[:, row, column]]
-        return [(one.material, one.ub(row, column)) for one in here]
+        return [(one.material, one.ub(float(row), float(column))) for one in here]
 
 
 def _deviator(rng: np.random.Generator, size: float) -> NDArray[np.float64]:
