@@ -53,13 +53,17 @@ class Geometry:
 
         In the zero-order zone g.k is g.k_t; beams of higher zones add g_z k_z, k_z = -sqrt(k0^2 - k_t^2).
         """
-        kz = -np.sqrt(self.k0**2 - np.sum(self.kt**2, -1))
-        along = self.kt @ self.g[:, :2].T + np.outer(kz, self.g[:, 2])
-        return -(np.sum(self.g**2, -1) + 2 * along)
+        return excitation(self.g, self.kt, self.k0)
 
     def part(self, tilts: NDArray) -> Geometry:
         """The same beams with some of the tilts (indices, or a mask)."""
         return Geometry(self.hkl, self.g, self.kt[tilts], self.k0, self.dhkl, self.index)
+
+
+def excitation(g: Float[np.ndarray, "n 3"], kt: Float[np.ndarray, "m 2"], k0: float) -> Float[np.ndarray, "m n"]:
+    """`Geometry.excitation`: -(g^2 + 2 g.k) in 1/A^2, tilts by beams."""
+    kz = -np.sqrt(k0**2 - np.sum(kt**2, -1))
+    return -(np.sum(g**2, -1) + 2 * (kt @ g[:, :2].T + np.outer(kz, g[:, 2])))
 
 
 def differences(hkl: Int[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "d 3"], Int[np.ndarray, "n n"]]:
@@ -171,3 +175,24 @@ def geometry(
     if not np.all(np.isfinite(kt)) or np.any(np.sum(kt**2, -1) >= k0**2):
         raise ValueError("a tilt is not finite, or beyond 1000 mrad")
     return Geometry(beams, beams @ zone_frame(cell, zone).T, kt, k0, *differences(beams))
+
+
+def higher_zone_beams(
+    cell: CellLike,
+    zone: Sequence[int],
+    tilt: Float[np.ndarray, "m 2"],
+    *,
+    voltage_kv: float,
+    g_max: float,
+    s_max: float,
+) -> Int[np.ndarray, "n 3"]:
+    """The beams outside the zero-order zone with |g| <= `g_max` (1/A) whose excitation error |s_g| falls to `s_max`
+    (1/A) or less at some tilt (mrad); by |g| and then in lexicographic order."""
+    hkl = _within(cell, g_max)
+    hkl = hkl[hkl @ np.asarray(zone, np.int64) != 0]
+    q2 = _q2(cell, hkl)
+    hkl = hkl[q2 <= g_max**2 + _SAME]
+    k0 = 1 / wavelength(voltage_kv)
+    kt = np.asarray(tilt, np.float64) / 1e3 * k0
+    hkl = hkl[np.abs(excitation(hkl @ zone_frame(cell, zone).T, kt, k0)).min(0) <= 2 * k0 * s_max]
+    return hkl[np.lexsort((*hkl.T[::-1], np.round(_q2(cell, hkl) / _SAME)))]

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, get_args
 import typer
 
 import mlindex
+from mlindex.cli.larbed import simulate_larbed
 
 app = typer.Typer(
     name="mlindex",
@@ -286,6 +287,9 @@ def simulate_laue(
     raise typer.Exit(laue.simulate_laue(recipe, frames, output, image))
 
 
+simulate.command("larbed")(simulate_larbed)
+
+
 @train.command("laue")
 def train_laue(
     material: _Material,
@@ -342,7 +346,8 @@ def calibrate_laue(
 ) -> None:
     """Refine the detector of Laue frames on a reference crystal, as Ge or Si: distance, centre and tilts.
 
-    The crystal must not be strained: its cell is taken as known. The start may be off by a few mm, 40 pixels, 1 degree.
+    The crystal must not be strained: its cell is taken as known. The start may be off by 5 % of the distance, 40 pixels
+    and 1 degree.
     """
     from mlindex.config import LaueSettings, validated
 

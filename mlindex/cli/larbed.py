@@ -1,0 +1,129 @@
+"""`mlindex simulate larbed`: a LARBED pattern from random, computed or given structure factors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _numbers(text: str, count: int, option: str, example: str) -> list[float]:
+    from mlindex.records import InputError
+
+    try:
+        values = [float(v) for v in text.replace(",", " ").split()]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise InputError(f"{option}: {text!r} is not {count} numbers; give them as {example}")
+    return values
+
+
+def simulate_larbed(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.h5", help="Where to.")],
+    cif: Annotated[Path | None, typer.Option(help="Structure factors of this crystal.", metavar="FILE.cif")] = None,
+    given: Annotated[
+        Path | None, typer.Option("--u", help="Structure factors given as lines 'h k l re im'.", metavar="FILE")
+    ] = None,
+    random: Annotated[
+        float | None,
+        typer.Option(
+            help="Random structure factors, real and imaginary part within +-LARGEST (1/A^2).", metavar="LARGEST"
+        ),
+    ] = None,
+    cell: Annotated[str | None, typer.Option(help="Needed without a CIF.", metavar="a,b,c,alpha,beta,gamma")] = None,
+    zone: Annotated[str, typer.Option(help="Zone axis.", metavar="u,v,w")] = "0,0,1",
+    beams: Annotated[int, typer.Option(min=1, help="Beams: full shells of the zero-order zone.")] = 13,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Tilts i, j with i^2 + j^2 <= STEPS^2; 12, 16, 18 give 441, 797, 1009.")
+    ] = 12,
+    angle: Annotated[float, typer.Option("--range", help="Largest tilt.", metavar="MRAD")] = 70.0,
+    thickness: Annotated[float, typer.Option(min=0.0, help="In nanometres.", metavar="NM")] = 30.0,
+    voltage: Annotated[float, typer.Option(help="Accelerating voltage.", metavar="KV")] = 120.0,
+    absorption: Annotated[
+        float, typer.Option(min=0.0, help="Absorptive potential as a proportion of the elastic one; of a CIF only.")
+    ] = 0.0,
+    higher: Annotated[
+        float | None,
+        typer.Option(
+            "--higher-zones",
+            help="Also beams of higher zones, where their excitation error falls below S at some tilt.",
+            metavar="S",
+        ),
+    ] = None,
+    counts: Annotated[
+        float | None, typer.Option(help="Poisson noise: electrons in the brightest place. Default: none.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
+) -> None:
+    """Write a simulated LARBED pattern, from a CIF, given or random structure factors, with its truth.
+
+    The pattern is in the group /larbed of an HDF5 file; what it was made from is in /truth.
+    """
+    from mlindex.records import InputError
+
+    if [cif is not None, given is not None, random is not None].count(True) != 1:
+        raise InputError(
+            "simulate larbed: give one of --cif, --u and --random, to say where structure factors come from"
+        )
+    if cif is None and cell is None:
+        raise InputError("simulate larbed: without --cif the cell must be given; add --cell a,b,c,alpha,beta,gamma")
+    if absorption and cif is None:
+        raise InputError("simulate larbed: --absorption needs --cif; given structure factors are taken as they are")
+    if random is not None and not random > 0:
+        raise InputError(f"--random: {random} must be positive (1/A^2); the thesis has 0.2")
+    axis = [int(v) for v in _numbers(zone, 3, "--zone", "0,0,1")]
+    lattice = None if cell is None else _numbers(cell, 6, "--cell", "3.905,3.905,3.905,90,90,90")
+    options = {"cif": cif, "given": given, "random": random, "lattice": lattice, "axis": axis, "beams": beams}
+    options |= {"steps": steps, "angle": angle, "thickness": 10 * thickness, "voltage": voltage}
+    options |= {"absorption": absorption, "higher": higher, "counts": counts, "seed": seed}
+    try:
+        _write(output, **options)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"simulate larbed: {error}") from None
+    raise typer.Exit(0)
+
+
+def _write(output: Path, *, cif: Any, given: Any, random: Any, lattice: Any, axis: Any, **options: Any) -> None:
+    import numpy as np
+
+    import mlindex
+    from mlindex.bloch import beams, simulate
+    from mlindex.crystal.scattering import crystal_from_cif
+    from mlindex.formats.larbed import read_u, write_larbed
+    from mlindex.runtime import device
+
+    device.apply()
+    rng = np.random.default_rng(options["seed"])
+    try:
+        crystal = None if cif is None else crystal_from_cif(cif)
+    except ValueError as error:
+        raise ValueError(f"{cif}: {error}") from None
+    cell = np.array(lattice if crystal is None or lattice is not None else crystal.cell, float)
+    if crystal is not None and lattice is not None and not np.allclose(cell, crystal.cell, rtol=0.05):
+        raise ValueError("--cell differs from that of the CIF by more than 5 %; leave one of them out")
+    tilt, _ = beams.tilt_disc(options["steps"], options["angle"])
+    at: dict[str, Any] = {"cell": cell, "zone": axis, "voltage_kv": options["voltage"]}
+    hkl = beams.shell_beams(cell, axis, options["beams"])
+    if options["higher"] is not None:
+        g_max = 1.5 * float(np.linalg.norm(hkl @ beams.zone_frame(cell, axis).T, axis=1).max())
+        more = beams.higher_zone_beams(
+            cell, axis, tilt, voltage_kv=options["voltage"], g_max=g_max, s_max=options["higher"]
+        )
+        hkl = np.vstack([hkl, more])
+    geometry = beams.geometry(hkl, tilt, **at)
+    if crystal is not None:
+        u = simulate.crystal_u(crystal, geometry, options["voltage"], options["absorption"])
+    elif given is not None:
+        u = simulate.given_u(*read_u(given), geometry.dhkl)
+    else:
+        u = simulate.random_u(rng, geometry.dhkl, random)
+    pattern, truth = simulate.simulate_pattern(
+        output.stem, u, geometry, options["thickness"], counts=options["counts"], rng=rng, **at
+    )
+    write_larbed(output, pattern, truth, f"mlindex {mlindex.__version__}")
+    m, n = geometry.shape
+    print(f"{n} beams at {m} tilts and their truth in {output}")
