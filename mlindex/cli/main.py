@@ -256,14 +256,8 @@ def simulate_laue(
         float, typer.Option(min=0.0, max=0.05, help="Standard deviation of the elements of the deviatoric strain.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
-    scan: Annotated[
-        str | None,
-        typer.Option(
-            help="In place of --frames: a scan over a polycrystal, whose layers are as many as --grains.",
-            metavar="ROWS,COLUMNS",
-        ),
-    ] = None,
-    step: Annotated[str, typer.Option(help="Of the scan, in micrometres.", metavar="DY,DX")] = "1,1",
+    scan: SampleScan = None,
+    step: SampleStep = "1,1",
 ) -> None:
     """Write simulated Laue frames as spot lists (.cor) with their calibration, and what they hold as truth.json."""
     from mlindex.cli import laue
@@ -435,47 +429,7 @@ def merge(
     raise typer.Exit(merge_run(run, output))
 
 
-_Scan = Annotated[
-    str | None,
-    typer.Option(
-        "--scan", help="Rows and columns of a scan of Laue frames. Default: as in the campaign.", metavar="ROWS,COLUMNS"
-    ),
-]
-_Step = Annotated[
-    str | None,
-    typer.Option(
-        "--step",
-        help="Micrometres between its rows and between its columns. Default: as in the campaign, or 1.",
-        metavar="DY,DX",
-    ),
-]
-
-
-@app.command("map")
-def map_(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a results file (.h5).")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the maps.")],
-    scan: _Scan = None,
-    step: _Step = None,
-    tilt: Annotated[
-        float, typer.Option(help="Degrees about y from the laboratory frame (LT) to the sample.", metavar="DEGREES")
-    ] = 40.0,
-    limit: Annotated[
-        float,
-        typer.Option(
-            min=0.0, help="Frames side by side are of one grain below this misorientation.", metavar="DEGREES"
-        ),
-    ] = 1.0,
-    grains: Annotated[int, typer.Option(min=0, help="So many of the largest grains also have maps of their own.")] = 10,
-) -> None:
-    """Maps of a scan of Laue frames: grains, orientations (IPF), phases, misorientation and strain, as HDF5 and PNG.
-
-    The frames are in raster order, along a row first, as the inputs of the campaign are named.
-    """
-    from mlindex.cli import maps
-
-    chosen = maps.chosen_scan(scan, step)
-    raise typer.Exit(maps.map_run(run, output, *chosen, tilt=tilt, limit=limit, grains=grains))
+app.command("map")(map_scan)
 
 
 @app.command("export")
@@ -492,8 +446,8 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file instead of standard output; a folder for fit and cor.")
     ] = None,
-    scan: _Scan = None,
-    step: _Step = None,
+    scan: ScanOption = None,
+    step: StepOption = None,
 ) -> None:
     """Hand results on.
 
