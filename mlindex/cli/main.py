@@ -16,6 +16,7 @@ import typer
 
 import mlindex
 from mlindex.cli.larbed import simulate_larbed
+from mlindex.cli.scan_options import SampleScan, SampleStep, ScanOption, StepOption, map_scan
 
 app = typer.Typer(
     name="mlindex",

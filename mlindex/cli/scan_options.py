@@ -42,11 +42,11 @@ def map_scan(
     ] = 40.0,
     limit: Annotated[
         float,
-        typer.Option(min=0.0, help="Frames side by side are of one grain below this misorientation.", metavar="DEGREES"),
+        typer.Option(
+            min=0.0, help="Frames side by side are of one grain below this misorientation.", metavar="DEGREES"
+        ),
     ] = 1.0,
-    grains: Annotated[
-        int, typer.Option(min=0, help="So many of the largest grains also have maps of their own.")
-    ] = 10,
+    grains: Annotated[int, typer.Option(min=0, help="So many of the largest grains also have maps of their own.")] = 10,
 ) -> None:
     """Maps of a scan of Laue frames: grains, orientations (IPF), phases, misorientation and strain, as HDF5 and PNG.
 
