@@ -27,6 +27,7 @@ from mlindex.report.tables import printer, say
 from mlindex.runtime import device
 
 _NOTABLE = 0.5  # correlations that are worth a line
+_ROUGH = 20  # degrees of freedom below which the scatter of the spots says little about their errors
 _DIGITS = (4, 2, 2, 4, 4)
 
 
@@ -151,6 +152,9 @@ def remarks(result: Calibrated) -> list[str]:
             f"not determined by these spots, and held at the start: {', '.join(held)}; the uncertainties of the others "
             "hold for that value alone. Give more frames, or grains that fill the detector"
         )
+    freedom = 2 * result.n_spots - 3 * sum(len(g) for g in result.grains) - int(result.determined.sum())
+    if freedom < _ROUGH:
+        said.append(f"{result.n_spots} spots leave {freedom} degrees of freedom: the uncertainties are rough")
     if result.widened:
         said.append("the start was too far off to index with; a wider search over geometries found this one")
     return said

@@ -20,11 +20,12 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from mlindex.laue import assign, propose
 from mlindex.laue.geometry import Detector, direction_from_pixel, q_from_kf
@@ -44,11 +45,13 @@ _POOR = 0.5  # share of the spots that grains explain, below which a wider searc
 _WIDE = Net(0, 150, 0.8, 20.0)  # degrees and pixels by which a wrong geometry may move pairs and spots
 _ANCHORS, _TRIES, _FRAMES = 40, 8, 3  # brightest spots, candidates refined a geometry, frames looked at
 _SHRINKING = ((20.0, 40), (14.0, 60), (8.0, 100), (4.0, 200), (2.0, 1000), (1.0, 10**6), (1.0, 10**6))  # px, rays
+_SAME = 0.1  # standard uncertainties by which geometries may differ for grains to be the same
 _PRICE = 20.0  # nats that five free parameters may gain by chance
 _GRID = (0.0, -1.0, 1.0, -2.0, 2.0)  # of distance and centre, in `_STEP`
 _STEP = np.array([0.035, 45.0, 45.0])
 
 
+@runtime_checkable
 class HasSpots(Protocol):
     """A frame: columns and rows `x`, `y` (n,) px, and `intensity` (n,) of its spots."""
 
@@ -134,11 +137,13 @@ class _Session:
 
 
 class _Round(NamedTuple):
-    """The state after a round: geometry, the grains of each frame, and the spots that they explain."""
+    """The state after a round: geometry, its grains under way, and those that the search found in each frame with the
+    geometry `seen`, that of the round before."""
 
     detector: Detector
-    grains: list[list[Grain]]
     members: list[_Member]
+    grains: list[list[Grain]]
+    seen: Detector
 
     @property
     def score(self) -> float:
@@ -203,7 +208,7 @@ def _fit(
     width = _LOOSE * session.spread
     fit = fitted(detector, observed, sigma=sigma, width=width, centre=session.start.parameters)
     moved = [m._replace(observed=m.observed._replace(ub=ub)) for m, ub in zip(members, fit.ub, strict=True)]
-    return fit.detector, moved, scale_of(np.concatenate(fit.residual))
+    return fit.detector, moved, scale_of(np.concatenate(fit.residual), 5 + 3 * len(members))
 
 
 def _settled(session: _Session, detector: Detector, members: list[_Member]) -> tuple[Detector, list[_Member]]:
@@ -225,13 +230,14 @@ def _rounds(session: _Session, detector: Detector, grains: list[list[Grain]]) ->
     """Index, fit and match until the same spots are explained; None where there is nothing to begin with."""
     before: list[tuple[int, int, int]] = []
     for _ in range(_ROUNDS):
-        detector, members = _settled(session, detector, _members(session, grains))
+        seen = detector
+        detector, members = _settled(session, seen, _members(session, grains))
         now = sorted((m.frame, m.which, len(m.spot)) for m in members)
         if now == before or not members:
             break
         before = now
         grains = session.indexed(detector, session.guesses(members))
-    return _Round(detector, grains, members) if members else None
+    return _Round(detector, members, grains, seen) if members else None
 
 
 def _geometries(session: _Session) -> Iterator[Detector]:
@@ -286,13 +292,16 @@ def _final(session: _Session, last: _Round) -> tuple[GeometryFit, Bool[np.ndarra
     free = np.ones(5, bool)
     detector = last.detector
     while True:
-        sigma = 2.0
+        sigma, parameters = 2.0, 3 * len(observed) + int(free.sum())
         held = np.where(free, detector.parameters, session.start.parameters)
         for _ in range(4):
             fit = fitted(detector.with_parameters(held), observed, sigma=sigma, free=free)
             observed = [o._replace(ub=ub) for o, ub in zip(observed, fit.ub, strict=True)]
-            held, sigma = fit.detector.parameters, scale_of(np.concatenate(fit.residual))
-        esd = np.sqrt(np.diag(fit.covariance)) / (_DETERMINED * session.spread)
+            held, sigma = fit.detector.parameters, scale_of(np.concatenate(fit.residual), parameters)
+        # Of few spots the scatter is badly known too: by Student's t, as many standard uncertainties as three of many
+        freedom = 2 * sum(len(o.xy) for o in observed) - parameters
+        unsure = float(stdtrit(max(freedom, 1), 0.99865)) / 3
+        esd = unsure * np.sqrt(np.diag(fit.covariance)) / (_DETERMINED * session.spread)
         if not (esd > 1).any():
             return fit, free
         free[int(np.argmax(esd))] = False
@@ -343,6 +352,9 @@ def calibrated(
     esd = np.where(free, np.sqrt(np.diag(fit.covariance)), np.nan)
     with np.errstate(invalid="ignore"):
         correlation = fit.covariance / np.outer(esd, esd)
+    found = best.grains
+    if not free.all() or (np.abs(fit.detector.parameters - best.seen.parameters) > _SAME * esd).any():
+        found = session.indexed(fit.detector, session.guesses(best.members))
     return Calibrated(
         detector,
         fit.detector,
@@ -352,6 +364,6 @@ def calibrated(
         before.rms,
         fit.rms,
         sum(len(m.spot) for m in best.members),
-        tuple(tuple(found) for found in session.indexed(fit.detector, session.guesses(best.members))),
+        tuple(tuple(one) for one in found),
         widened,
     )

@@ -27,7 +27,7 @@ _HINGE = {"Z>0": (0.0, 1.0, 0.0), "X>0": (0.0, 1.0, 0.0), "X<0": (0.0, 1.0, 0.0)
 _HINGE["Y<0"] = (0.0, 0.0, 1.0)
 _HALVINGS = 6  # of a step that makes the fit worse
 _SMALL = 1e-3  # of its standard uncertainty: a step below that is the last
-_LEAST_SIGMA = 0.01  # px: positions are never better than that
+_LEAST_SIGMA = 0.1  # px: a smaller scale would throw out good spots where the rest happen to fit well
 
 
 class Observed(NamedTuple):
@@ -76,12 +76,14 @@ def detector_gradients(detector: Detector, xy: Float[np.ndarray, "n 2"]) -> Floa
     return moved[:, :2] - xy[:, :, None] * moved[:, 2:]
 
 
-def scale_of(residual: Float[np.ndarray, "n 2"]) -> float:
-    """Standard deviation (px) of one coordinate, from the median: that of a squared distance is 2 ln 2 sigma^2."""
-    if not len(residual):
-        return _LEAST_SIGMA
+def scale_of(residual: Float[np.ndarray, "n 2"], parameters: int) -> float:
+    """Standard deviation (px) of one coordinate, from the median: that of a squared distance is 2 ln 2 sigma^2.
+
+    So many `parameters` were fitted: few spots are nearer to a fit than to the truth, and half of them may be on it.
+    """
     square = float(np.median(np.einsum("ni,ni->n", residual, residual)))
-    return max(float(np.sqrt(square / (2 * np.log(2)))), _LEAST_SIGMA)
+    missing = max(1 - parameters / (2 * len(residual)), 0.1)
+    return max(float(np.sqrt(square / (2 * np.log(2)) / missing)), _LEAST_SIGMA)
 
 
 def _residuals(detector: Detector, grains: Sequence[Observed]) -> list[NDArray[np.float64]]:
