@@ -43,7 +43,10 @@ def phase_from_thickness(thickness: Any, k0: float) -> Any:
 
 
 def by_eigenvectors(
-    matrix: Inexact[Array, "n n"], excitation: Float[Array, "m n"], phase: Float[Array, " t"], origin: int
+    matrix: Inexact[Array, "n n"],
+    excitation: Float[Array, "m n"],
+    phase: Float[Array, " t"],
+    origin: Int[Any, ""] | int,
 ) -> Complex[Array, "t m n"]:
     """Amplitudes by the eigenvectors of the Hermitian matrix + diag(excitation) of each tilt."""
     w, v = jnp.linalg.eigh(matrix + jax.vmap(jnp.diag)(excitation), symmetrize_input=False)
@@ -56,13 +59,13 @@ def by_squaring(
     matrix: Inexact[Array, "n n"],
     excitation: Float[Array, "m n"],
     phase: Float[Array, " t"],
-    origin: int,
-    squarings: int,
+    origin: Int[Any, ""] | int,
+    squarings: Int[Any, ""] | int,
 ) -> Complex[Array, "t m n"]:
     """Amplitudes by exp(i phase A) = (p(i phase A / 2^s))^(2^s), p the Taylor polynomial of degree 12 in
     Paterson-Stockmeyer form (four products of matrices).
 
-    2^squarings must be at least twice the norm of phase A; `amplitudes` sees to it.
+    `squarings` is 1 at least, and 2^squarings at least twice the norm of phase A; `amplitudes` sees to it.
     """
 
     def one(diagonal: Any, factor: Any) -> Any:
@@ -75,10 +78,8 @@ def by_squaring(
         for k in (6, 3, 0):
             p = x3 @ p + c[k + 2] * x2 + c[k + 1] * x + c[k] * eye
         # The last squaring is of one column alone: exp e_0 = half (half e_0)
-        for _ in range(max(squarings - 1, 0)):
-            p = p @ p
-        column = p[:, origin]
-        return p @ column if squarings else column
+        half = jax.lax.fori_loop(1, squarings, lambda _, q: q @ q, p)
+        return half @ half[:, origin]
 
     return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(excitation, phase)
 
@@ -88,7 +89,7 @@ def by_chebyshev(
     diagonal: Float[Array, "n m"],
     coefficients: Float[Array, "pairs 2 t"],
     pairs: Int[Any, ""] | int,
-    origin: int,
+    origin: Int[Any, ""] | int,
 ) -> tuple[Inexact[Array, "t n m"], Inexact[Array, "t n m"]]:
     """Amplitudes exp(i R B) e_0 = sum_k (2 - delta_k0) i^k J_k(R) T_k(B) e_0 for B = matrix + diag(diagonal), whose
     eigenvalues must lie within +-1: P and Q of psi = P + i Q, beams by tilts.
@@ -144,9 +145,9 @@ def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, de
 
 
 _kernels = {
-    "eigenvectors": jax.jit(by_eigenvectors, static_argnames="origin"),
-    "squaring": jax.jit(by_squaring, static_argnames=("origin", "squarings")),
-    "chebyshev": jax.jit(by_chebyshev, static_argnames="origin"),
+    "eigenvectors": jax.jit(by_eigenvectors),
+    "squaring": jax.jit(by_squaring),
+    "chebyshev": jax.jit(by_chebyshev),
 }
 
 
@@ -218,7 +219,7 @@ def _propagate(
     if method == "chebyshev":
         middle = (below + above) / 2
         pairs = series(reach, 1e-8 if single else 1e-15, growth)
-        padded = np.zeros((32 * math.ceil(len(pairs) / 32), 2, len(depth)))  # few shapes, few compilations
+        padded = np.zeros((max(32, 2 ** math.ceil(math.log2(len(pairs)))), 2, len(depth)))  # few shapes to compile
         padded[: len(pairs)] = pairs
         diagonal = (geometry.excitation - middle[:, None]).T / radius
         scaled = matrix / radius
@@ -227,7 +228,7 @@ def _propagate(
             jnp.asarray(diagonal, real_type),
             jnp.asarray(padded, real_type),
             len(pairs),
-            origin=geometry.origin,
+            geometry.origin,
         )
         psi = np.swapaxes(np.asarray(even) + 1j * np.asarray(odd), 1, 2)
         return psi * np.exp(1j * phase[:, None] * middle)[..., None].astype(psi.dtype)
@@ -239,6 +240,6 @@ def _propagate(
     )
     if method == "squaring":
         norm = (radius + np.abs(below + above).max() / 2 + loss) * phase.max(initial=0.0)
-        squarings = max(0, math.ceil(math.log2(norm / _SQUARED_NORM))) if norm else 0
-        return np.asarray(_kernels["squaring"](*given, origin=geometry.origin, squarings=squarings))
-    return np.asarray(_kernels["eigenvectors"](*given, origin=geometry.origin))
+        squarings = max(1, math.ceil(math.log2(norm / _SQUARED_NORM))) if norm else 1
+        return np.asarray(_kernels["squaring"](*given, geometry.origin, squarings))
+    return np.asarray(_kernels["eigenvectors"](*given, geometry.origin))
