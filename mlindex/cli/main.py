@@ -16,6 +16,16 @@ import typer
 
 import mlindex
 from mlindex.cli.larbed import simulate_larbed
+from mlindex.cli.laue_options import (
+    CalibrationOption,
+    Dataset,
+    Energy,
+    Material,
+    Threshold,
+    band,
+    calibrate_laue,
+    laue_settings,
+)
 from mlindex.cli.scan_options import SampleScan, SampleStep, ScanOption, StepOption, map_scan
 
 app = typer.Typer(
@@ -149,43 +159,6 @@ def index_powder(
     raise typer.Exit(index_files("powder", settings, files, output, json))
 
 
-def _materials(incomplete: str) -> list[str]:
-    from mlindex.laue.materials import TABLE
-
-    return [name for name in TABLE if name.startswith(incomplete)]
-
-
-def _band(text: str) -> tuple[float, float]:
-    from mlindex.records import InputError
-
-    try:
-        low, high = (float(v) for v in text.replace("-", ",").split(","))
-    except ValueError:
-        low = high = 0.0
-    if not 0 < low < high <= 200:
-        raise InputError(f"--energy {text}: is no band of energies; give the lowest and the highest in keV, as 5,23")
-    return low, high
-
-
-_Material = Annotated[
-    list[str],
-    typer.Option(
-        "--material",
-        help="A name (Cu, Si, GaN, ZrO2, ...), a CIF, or NAME:SPACEGROUP:a,b,c,alpha,beta,gamma; may be repeated.",
-        metavar="MATERIAL",
-        autocompletion=_materials,
-    ),
-]
-_Energy = Annotated[str, typer.Option(help="Lowest and highest photon energy in keV.", metavar="MIN,MAX")]
-_Detector = Annotated[
-    str | None,
-    typer.Option(
-        help="Calibration: a .det, or a .cor with one in its footer. Default: that in each spot list's footer.",
-        metavar="CALIB.det",
-    ),
-]
-
-
 @index.command("laue")
 def index_laue(
     files: Annotated[
@@ -195,41 +168,34 @@ def index_laue(
             help="Spot lists (.cor, .dat, .fit), images (TIFF, MarCCD, EDF, CBF, HDF5), directories of them, or globs.",
         ),
     ],
-    material: _Material,
+    material: Material,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this HDF5 file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame instead of tables.")] = False,
-    detector: _Detector = None,
-    energy: _Energy = "5,23",
+    detector: CalibrationOption = None,
+    energy: Energy = "5,23",
     grains: Annotated[
         int | None, typer.Option(help="At most so many grains a frame. Default: all that are beyond chance.")
     ] = None,
     network: Annotated[
         bool, typer.Option("--network", help="Let a network made by `mlindex train laue` propose orientations too.")
     ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Images: spots stand so many times above the noise; default 6.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Of HDF5 files: the images, as /entry/data/data. Default: the usual places.")
-    ] = None,
+    threshold: Threshold = None,
+    dataset: Dataset = None,
 ) -> None:
     """Index Laue frames: orientation, strain and spots of every grain of the materials, and no grain where none is.
 
     An HDF5 file is one frame an image in it; one alone is FILE::/entry/data/data#3, counted from 0.
     """
-    from mlindex.config import LaueSettings, validated
-
     given = {
         "materials": material,
         "detector": detector,
-        "energy": _band(energy),
+        "energy": band(energy),
         "grains": grains,
         "network": network,
         "threshold": threshold,
         "dataset": dataset,
     }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    settings = validated(LaueSettings, chosen, "command line")
+    settings = laue_settings(given)
 
     from mlindex.cli.laue import index_laue
 
@@ -238,7 +204,7 @@ def index_laue(
 
 @simulate.command("laue")
 def simulate_laue(
-    material: _Material,
+    material: Material,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the frames.")],
     grains: Annotated[
         int, typer.Option(min=0, help="Grains a frame, of the materials in turn, in any orientation.")
@@ -249,7 +215,7 @@ def simulate_laue(
         str | None,
         typer.Option(help="Calibration (.det, or .cor with a footer). Default: as at BM32.", metavar="CALIB.det"),
     ] = None,
-    energy: _Energy = "5,23",
+    energy: Energy = "5,23",
     noise: Annotated[float, typer.Option(min=0.0, help="Standard deviation of x and y in pixels.")] = 0.2,
     dropped: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the spots that is missing.")] = 0.15,
     spurious: Annotated[float, typer.Option(min=0.0, max=1.0, help="Spots of no grain, of the others.")] = 0.1,
@@ -266,7 +232,7 @@ def simulate_laue(
     recipe = laue.Recipe(
         laue.materials_from_options(material),
         laue.detector_from_option(detector),
-        _band(energy),
+        band(energy),
         grains=grains,
         noise=noise,
         dropped=dropped,
@@ -287,7 +253,7 @@ simulate.command("larbed")(simulate_larbed)
 
 @train.command("laue")
 def train_laue(
-    material: _Material,
+    material: Material,
     detector: Annotated[
         str | None,
         typer.Option(
@@ -295,7 +261,7 @@ def train_laue(
             metavar="CALIB.det",
         ),
     ] = None,
-    energy: _Energy = "5,23",
+    energy: Energy = "5,23",
     minutes: Annotated[float, typer.Option(min=0.01, help="At most so long a material.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     output: Annotated[
@@ -308,58 +274,11 @@ def train_laue(
     """Train a network that recognises the reflections of a material, for `index laue --network`."""
     from mlindex.cli import laue
 
-    chosen = laue.materials_from_options(material), laue.detector_from_option(detector), _band(energy)
+    chosen = laue.materials_from_options(material), laue.detector_from_option(detector), band(energy)
     raise typer.Exit(laue.train_laue(*chosen, seed, minutes, output))
 
 
-@calibrate.command("laue")
-def calibrate_laue(
-    files: Annotated[
-        list[str],
-        typer.Argument(metavar="FILE", help="Spot lists or images of one camera, directories of them, or globs."),
-    ],
-    material: _Material,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="NEW.det", help="Write the new calibration here.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to start: a .det, or a .cor with a footer. Default: the footer of the first spot list.",
-            metavar="START.det",
-        ),
-    ] = None,
-    energy: _Energy = "5,23",
-    grains: Annotated[int | None, typer.Option(help="At most so many grains a frame. Default: all.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Images: spots stand so many times above the noise; default 6.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Of HDF5 files: the images, as /entry/data/data. Default: the usual places.")
-    ] = None,
-) -> None:
-    """Refine the detector of Laue frames on a reference crystal, as Ge or Si: distance, centre and tilts.
-
-    The crystal must not be strained: its cell is taken as known. The start may be off by 5 % of the distance, 40 pixels
-    and 1 degree.
-    """
-    from mlindex.config import LaueSettings, validated
-
-    given = {
-        "materials": material,
-        "detector": detector,
-        "energy": _band(energy),
-        "grains": grains,
-        "threshold": threshold,
-        "dataset": dataset,
-    }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    settings = validated(LaueSettings, chosen, "command line")
-
-    from mlindex.cli.calibrate import calibrate_laue
-
-    raise typer.Exit(calibrate_laue(settings, files, output, json))
+calibrate.command("laue")(calibrate_laue)
 
 
 @app.command("run")
