@@ -45,11 +45,12 @@ def simulate_larbed(
         float, typer.Option(min=0.0, help="Absorptive potential as a proportion of the elastic one; of a CIF only.")
     ] = 0.0,
     higher: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--higher-zones",
-            help="Also beams of higher zones, where their excitation error falls below S at some tilt.",
-            metavar="S",
+            help="Also beams of higher zones with |g| up to G whose excitation error falls to S at some tilt, as "
+            "2.5,0.01 (1/A).",
+            metavar="G,S",
         ),
     ] = None,
     counts: Annotated[
@@ -75,9 +76,10 @@ def simulate_larbed(
         raise InputError(f"--random: {random} must be positive (1/A^2); the thesis has 0.2")
     axis = [int(v) for v in _numbers(zone, 3, "--zone", "0,0,1")]
     lattice = None if cell is None else _numbers(cell, 6, "--cell", "3.905,3.905,3.905,90,90,90")
+    zones = None if higher is None else _numbers(higher, 2, "--higher-zones", "2.5,0.01")
     options = {"cif": cif, "given": given, "random": random, "lattice": lattice, "axis": axis, "beams": beams}
     options |= {"steps": steps, "angle": angle, "thickness": 10 * thickness, "voltage": voltage}
-    options |= {"absorption": absorption, "higher": higher, "counts": counts, "seed": seed}
+    options |= {"absorption": absorption, "higher": zones, "counts": counts, "seed": seed}
     try:
         _write(output, **options)
     except ValueError as error:
@@ -109,10 +111,8 @@ def _write(output: Path, *, cif: Any, given: Any, random: Any, lattice: Any, axi
     at: dict[str, Any] = {"cell": cell, "zone": axis, "voltage_kv": options["voltage"]}
     hkl = beams.shell_beams(cell, axis, options["beams"])
     if options["higher"] is not None:
-        g_max = 1.5 * float(np.linalg.norm(hkl @ beams.zone_frame(cell, axis).T, axis=1).max())
-        more = beams.higher_zone_beams(
-            cell, axis, tilt, voltage_kv=options["voltage"], g_max=g_max, s_max=options["higher"]
-        )
+        g_max, s_max = options["higher"]
+        more = beams.higher_zone_beams(cell, axis, tilt, voltage_kv=options["voltage"], g_max=g_max, s_max=s_max)
         hkl = np.vstack([hkl, more])
     geometry = beams.geometry(hkl, tilt, **at)
     if crystal is not None:

@@ -255,7 +255,7 @@ def _tilt(group: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ValueError(f'the tilts {found}; set units of /larbed/tilt to "mrad", "rad" or "deg"')
     tilt = values * _MRAD[units]
     if not np.all(np.isfinite(tilt)):
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(tilt).all(1))} tilts are not finite; remove them")
+        raise ValueError(f"some tilts ({np.count_nonzero(~np.isfinite(tilt).all(1))}) are not finite; remove them")
     if np.abs(tilt).max(initial=0.0) > _LARGEST_TILT:
         raise ValueError(f"a tilt of {np.abs(tilt).max():g} mrad is too large; are its units ({units}) right?")
     return tilt
@@ -278,13 +278,13 @@ def _fractions(intensity: NDArray[np.float64], known: bool) -> tuple[NDArray[np.
     if bad.any():
         tilt, beam = np.argwhere(bad)[0]
         raise ValueError(
-            f"{np.count_nonzero(bad)} intensities are not finite, the first of tilt {tilt} and beam {beam} (from 0); "
-            "remove these tilts or beams"
+            f"some intensities ({np.count_nonzero(bad)}) are not finite, the first at tilt {tilt}, beam {beam} "
+            "(from 0); remove these tilts or beams"
         )
     if np.any(intensity < 0):
         tilt, beam = np.argwhere(intensity < 0)[0]
         raise ValueError(
-            f"{np.count_nonzero(intensity < 0)} intensities are negative, the first of tilt {tilt} and beam {beam} "
+            f"some intensities ({np.count_nonzero(intensity < 0)}) are negative, the first at tilt {tilt}, beam {beam} "
             "(from 0); subtract less background, or set them to zero"
         )
     total = intensity.sum(1)
