@@ -222,11 +222,11 @@ def _zone(group: Any, hkl: NDArray[np.int64]) -> NDArray[np.int64]:
     zone = np.rint(values).astype(np.int64)
     if np.any(np.abs(values - zone) > 1e-6) or not zone.any():
         raise ValueError(f"zone_axis must be three integers, not all zero, not {values.tolist()}")
-    layer = hkl @ zone
-    out = np.count_nonzero(layer)
-    if out > len(hkl) / 2:
+    out = hkl[hkl @ zone != 0]
+    # Beams of higher zones may be the many; but where those in the zone span no plane, it is another zone
+    if len(out) > len(hkl) / 2 and np.linalg.matrix_rank(hkl[hkl @ zone == 0]) < 2:
         raise ValueError(
-            f"{out} of the {len(hkl)} beams are not in the zone {zone.tolist()}, as {hkl[layer != 0][0].tolist()}; "
+            f"{len(out)} of the {len(hkl)} beams are not in the zone {zone.tolist()}, as {out[0].tolist()}; "
             "correct zone_axis or hkl"
         )
     return zone
