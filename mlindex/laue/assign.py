@@ -199,6 +199,21 @@ def visible(
     return ray[seen], xy[seen]
 
 
+def lowest_energy(
+    ub: Float[np.ndarray, "3 3"],
+    hkl: Float[np.ndarray, "r 3"],
+    orders: Int[np.ndarray, " r"],
+    energy: tuple[float, float],
+) -> Float[np.ndarray, " r"]:
+    """The energy (keV) of the lowest allowed order of each ray within the band; infinite where there is none."""
+    q = hkl @ ub.T
+    first = KEV_ANGSTROM / 2 * np.einsum("ij,ij->i", q, q) / np.abs(q[:, 0])
+    order = np.arange(1, 31)
+    each = order * first[:, None]
+    there = ((orders[:, None] >> order) & 1 > 0) & (each >= energy[0]) & (each <= energy[1])
+    return np.where(there, each, np.inf).min(1)
+
+
 def matched(ray: Int[np.ndarray, " v"], xy: Float[np.ndarray, "v 2"], tree: Any, radius: float) -> Match:
     """The spot nearest to each predicted pixel; `tree` is a `scipy.spatial.cKDTree` of the spots.
 

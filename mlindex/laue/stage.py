@@ -339,8 +339,8 @@ class LaueStage:
     def _why(self, n: int) -> str:
         if n < LEAST_SPOTS:
             return f"{n} spots are too few, a grain needs {LEAST_SPOTS}"
-        names = " or ".join(m.name for m in self.materials)
-        return f"no crystal of {names} explains the {n} spots better than chance"
+        names, (low, high) = " or ".join(m.name for m in self.materials), self.settings.energy
+        return f"no crystal of {names} explains the {n} spots better than chance between {low:g} and {high:g} keV"
 
     def _tables(self, frame: Spots, grains: Sequence[Grain]) -> dict[str, dict[str, np.ndarray]]:
         n, energy, detector = len(frame.x), self.settings.energy, frame.detector

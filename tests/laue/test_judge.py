@@ -95,3 +95,13 @@ def test_spots_that_cannot_be_betray_a_grain():
     assert not judge.betrayed(30, 2, 0.5, 0.1)  # too few to be sure
     assert not judge.betrayed(300, 12, 0.5, 0.1)  # too few for what it explains
     assert not judge.betrayed(30, 60, 50.0, 0.1)  # chance
+
+
+@pytest.mark.parametrize("ends,early", [(23.0, False), (19.0, False), (15.0, True)])
+def test_spots_that_end_far_below_the_highest_energy_are_of_another_crystal(ends: float, early: bool) -> None:
+    """A law: rays are seen with one probability below an energy and not beyond; only a cut a third below counts."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        energy = rng.uniform(6, 23, 60)
+        hit = (energy < ends) & (rng.random(60) < 0.85)
+        assert judge.ends_early(hit, energy, 23.0) == early

@@ -287,7 +287,7 @@ def test_only_the_brightest_spots(tmp_path, known):
     made = stage("Si", max_spots=20)
     result = stages.solve(made, made.read(str(write_frame(tmp_path / "f.cor", frame))))[0]
     assert calls[0]["n"] == 20 and result.tables["spots"]["intensity"].min() >= np.sort(frame.intensity)[-20] - 1e-6
-    assert result.reason == "no crystal of Si explains the 20 spots better than chance"
+    assert result.reason == "no crystal of Si explains the 20 spots better than chance between 5 and 23 keV"
 
 
 def test_a_frame_for_real_and_one_of_another_material(tmp_path):
