@@ -116,16 +116,17 @@ def read_maps(
             if not run.is_dir():
                 raise
             problems.append(str(error))
-    held = [data for data in found if len(data.items["id"]) and (len(data.columns) > 1 or len(found) == 1)]
+    filled = [data for data in found if len(data.items["id"])]
+    # files without a table of grains hold failed items alone, as rank 0 writes them
+    held = [data for data in filled if len(data.columns) > 1]
+    bare = [data for data in filled if len(data.columns) == 1]
     if not held:
-        raise InputError(f"{run}: there are no results here; run the campaign first")
+        raise InputError(f"{run}: no frame has a result yet; run the campaign first")
     settings = _settings(held[0])
     scan = scan_of(settings, shape, step)
     if scan is None:
         return None, problems, json.dumps(settings)
     counts, parts = zip(*(_grain_rows(_checked(data)) for data in held), strict=True)
-    # files without a table of grains hold failed items alone, as rank 0 writes them
-    bare = [data for data in found if len(data.items["id"]) and data not in held]
     items = {
         name: np.concatenate([np.asarray(data.items[name]) for data in (*held, *bare)])
         for name in ("input", "index", "of", "status")

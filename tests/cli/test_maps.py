@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -20,8 +21,9 @@ from mlindex.crystal.rotation import misorientation
 from mlindex.crystal.strain import u_from_ub
 from mlindex.laue.geometry import sample_from_lab
 from mlindex.laue.materials import material
-from mlindex.records import InputError
+from mlindex.records import InputError, Item, Schema, failed
 from mlindex.runtime import device
+from mlindex.runtime.shards import Entry, Shard
 from tests.cli.conftest import Answer
 
 ROWS, COLUMNS, STEP = 4, 5, (2.0, 1.5)
@@ -175,6 +177,25 @@ def test_options_come_before_the_settings(scan, run, tmp_path):
         assert file["maps/data/grain"].shape == (5, 4) and file["maps/tilt"][()] == 0
         assert file["maps/data/grain"][1, 3] == 0, "the frame that failed is the eighth"
     assert not list(tmp_path.glob("grain-*.png"))
+
+
+def test_shards_of_a_run_that_is_not_at_its_end(scan, run, tmp_path):
+    """Without a master file: a shard that cannot be read is named, one of rank 0 holds a failed frame and no table."""
+    shutil.copytree(scan[0] / "run" / "shards", tmp_path / "run" / "shards")
+    (tmp_path / "run" / "shards" / "bad.h5").write_text("nothing")
+    shard = Shard(tmp_path / "run" / "shards", "job-r0000", "laue", Schema({}), {})
+    shard.commit([Entry(failed(Item("late", "late.cor"), "killed two workers"), 22, 0, 1)])
+    shard.close()
+    answer = run("map", tmp_path / "run", "-o", tmp_path / "maps", "--scan", "4,6", "--grains", "0")
+    assert answer.code == 0 and answer.err.startswith("problem: ") and "bad.h5" in answer.err
+    with h5py.File(tmp_path / "maps" / "maps.h5") as file:
+        state = file["maps/data/state"][:].ravel()
+    assert state.tolist() == [*[3] * 7, 1, *[3] * 12, 0, 0, 1, 0]
+    for path in (tmp_path / "run" / "shards").glob("*.h5"):
+        if not path.name.startswith("job-"):
+            path.unlink()
+    answer = run("map", tmp_path / "run", "-o", tmp_path / "maps")
+    assert answer.code == 2 and "no frame has a result yet; run the campaign first" in answer.err
 
 
 def test_sections_for_the_report(scan, tmp_path):
