@@ -69,8 +69,13 @@ class Answer:
     note: str = ""
 
 
+def _key(crystal: Material) -> str:
+    """A name that Lauetools' own table lacks: under a name of that table it takes the cell from there."""
+    return f"{crystal.name}_of_mlindex"
+
+
 def _reported(grain: dict[str, Any], materials: Sequence[Material]) -> Reported:
-    crystal = next(m for m in materials if m.name == grain["material"])
+    crystal = next(m for m in materials if _key(m) == grain["material"])
     ub = np.array(grain["ub"], np.float64)
     ub = ub if np.linalg.det(ub) > 0 else -ub  # a left-handed setting is its own inverse, by Friedel's law
     predicted = round(100 * grain["matched"] / grain["match_rate"]) if grain["match_rate"] else 0
@@ -138,7 +143,7 @@ class Lauetools:
         footer = Calibration(d.distance, d.xcen, d.ycen, d.xbet, d.xgam, d.pixel, d.shape, d.kf_direction)
         write_cor(path, SpotList(path.name, *place, *angles, footer))
         wanted = [
-            {"name": m.name, "lattice": m.cell.tolist(), "extinction": EXTINCTION[m.name], "grains": n}
+            {"name": _key(m), "lattice": m.cell.tolist(), "extinction": EXTINCTION[m.name], "grains": n}
             for m, n in zip(materials, counts, strict=True)
         ]
         request = {"cor": str(path), "materials": wanted, "energy": energy, "settings": self.settings_for(materials)}
