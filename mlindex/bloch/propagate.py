@@ -30,6 +30,7 @@ from mlindex.bloch.beams import Geometry
 Method = Literal["eigenvectors", "squaring", "chebyshev"]
 _SQUARED_NORM = 0.5  # of the matrix whose exponential is a Taylor polynomial of _ORDER: remainder 0.5^13 / 13! = 2e-14
 _ORDER = 12
+_CACHED = 8000  # tilts times beams of a part of the series on a CPU
 
 
 def structure_matrix(u: Inexact[Any, "*b d"], geometry: Geometry) -> Inexact[Any, "*b n n"]:
@@ -135,19 +136,27 @@ def series(
 def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, device: str = "cpu") -> Method:
     """The fastest way for `n` beams, a series of `terms` and so many thicknesses; only for Hermitian matrices.
 
-    By what `benchmarks/speed/bloch.py` measured on a CPU: the series costs `terms` products of a matrix and a vector,
-    the eigenvectors some thirty times n. On other devices, products of matrices are what is fast.
+    On a CPU by the times that `benchmarks/speed/bloch.py` found on one core, in microseconds a tilt, within a factor of
+    1.5 from 13 to 97 beams: each term is a product of a matrix and a vector. On other devices nothing was measured; the
+    series is taken, because it is products of matrices alone.
     """
     if device != "cpu":
         return "chebyshev"
-    series_cost = terms * (n + 30 + thicknesses) * (1 if real else 3.5)
-    return "chebyshev" if series_cost < 60 * n**2 + 60 * thicknesses * n + 30_000 else "eigenvectors"
+    cost = terms * (2e-4 * n**2 + 6e-3 * n + 2e-3 * n * thicknesses) / (4.5 if real else 1)
+    other = (1.2e-3 * n**3 + 0.08 * n**2) / (1.7 if real else 1) + 5e-4 * n**2 * thicknesses
+    return "chebyshev" if cost < other else "eigenvectors"
+
+
+def _parts(matrix: Any, diagonal: Any, coefficients: Any, pairs: Any, origin: Any) -> Any:
+    """`by_chebyshev` of one part of the tilts after the other."""
+    every = (matrix, diagonal, coefficients, pairs)
+    return jax.lax.map(lambda part: by_chebyshev(part[0], part[1], part[2], part[3], origin), every)
 
 
 _kernels = {
     "eigenvectors": jax.jit(by_eigenvectors),
     "squaring": jax.jit(by_squaring),
-    "chebyshev": jax.jit(by_chebyshev),
+    "chebyshev": jax.jit(_parts),
 }
 
 
@@ -207,39 +216,58 @@ def _propagate(
     # Weyl: the eigenvalues of a sum lie within the sum of the ranges
     low, *_, high = np.linalg.eigvalsh(hermitian)[[0, -1]]
     below, above = geometry.excitation.min(1) + low, geometry.excitation.max(1) + high
-    # An eigenvalue with an imaginary part must not lie at the end of the interval, where T_k grows fastest beside it
-    radius = max(float((above - below).max()) / 2 * (1.1 if loss else 1.0), 1e-12)
-    real_type = np.float32 if single else np.float64
-    growth = 2.5 * loss / radius
-    reach = phase * radius
     if method is None:
-        terms = float(reach.max(initial=0.0)) + 40
+        terms = float((above - below).max() / 2 * phase.max(initial=0.0)) + 40
         best = choose(len(matrix), terms, len(depth), real=not np.iscomplexobj(matrix), device=jax.default_backend())
         method = best if not loss else "chebyshev" if loss * phase.max(initial=0.0) < 3 else "squaring"
     if method == "chebyshev":
-        middle = (below + above) / 2
-        pairs = series(reach, 1e-8 if single else 1e-15, growth)
-        padded = np.zeros((max(32, 2 ** math.ceil(math.log2(len(pairs)))), 2, len(depth)))  # few shapes to compile
-        padded[: len(pairs)] = pairs
-        diagonal = (geometry.excitation - middle[:, None]).T / radius
-        scaled = matrix / radius
-        even, odd = _kernels["chebyshev"](
-            jnp.asarray(scaled, np.result_type(real_type, np.complex64) if np.iscomplexobj(scaled) else real_type),
-            jnp.asarray(diagonal, real_type),
-            jnp.asarray(padded, real_type),
-            len(pairs),
-            geometry.origin,
-        )
-        psi = np.swapaxes(np.asarray(even) + 1j * np.asarray(odd), 1, 2)
-        return psi * np.exp(1j * phase[:, None] * middle)[..., None].astype(psi.dtype)
-    complex_type = np.complex64 if single else np.complex128
-    given = (
-        jnp.asarray(matrix, complex_type),
-        jnp.asarray(geometry.excitation, real_type),
-        jnp.asarray(phase, real_type),
-    )
+        return _by_series(matrix, geometry, phase, below, above, loss, single)
+    real, complex_type = (np.float32, np.complex64) if single else (np.float64, np.complex128)
+    given = jnp.asarray(geometry.excitation, real), jnp.asarray(phase, real), geometry.origin
     if method == "squaring":
-        norm = (radius + np.abs(below + above).max() / 2 + loss) * phase.max(initial=0.0)
+        norm = (np.maximum(np.abs(below), np.abs(above)).max() + loss) * phase.max(initial=0.0)
         squarings = max(1, math.ceil(math.log2(norm / _SQUARED_NORM))) if norm else 1
-        return np.asarray(_kernels["squaring"](*given, geometry.origin, squarings))
-    return np.asarray(_kernels["eigenvectors"](*given, geometry.origin))
+        return np.asarray(_kernels["squaring"](jnp.asarray(matrix, complex_type), *given, squarings))
+    return np.asarray(
+        _kernels["eigenvectors"](jnp.asarray(matrix, complex_type if np.iscomplexobj(matrix) else real), *given)
+    )
+
+
+def _by_series(
+    matrix: np.ndarray,
+    geometry: Geometry,
+    phase: np.ndarray,
+    below: np.ndarray,
+    above: np.ndarray,
+    loss: float,
+    single: bool,
+) -> np.ndarray:
+    """`by_chebyshev` for tilts whose eigenvalues lie from `below` to `above`, in parts of like range."""
+    m, n = geometry.shape
+    real, complex_type = (np.float32, np.complex64) if single else (np.float64, np.complex128)
+    # On a CPU a part stays in the nearest cache; a small range needs fewer terms than a large one
+    parts = max(1, math.ceil(m * n / _CACHED)) if jax.default_backend() == "cpu" else 1
+    order = np.argsort(above - below, kind="stable")
+    rows = np.pad(order, (0, -m % parts), mode="edge").reshape(parts, -1)
+    middle = (below + above) / 2
+    # An eigenvalue with an imaginary part must not lie at the end of the interval, where T_k grows fastest beside it
+    radius = np.maximum((above - below)[rows].max(1) / 2 * (1.1 if loss else 1.0), 1e-12)
+    sums = [series(phase * r, 1e-8 if single else 1e-15, 2.5 * loss / float(r)) for r in radius]
+    longest = max(map(len, sums))
+    coefficients = np.zeros(
+        (parts, max(32, 2 ** math.ceil(math.log2(longest))), 2, len(phase))
+    )  # few shapes to compile
+    for k, one in enumerate(sums):
+        coefficients[k, : len(one)] = one
+    diagonal = np.swapaxes((geometry.excitation - middle[:, None])[rows], 1, 2) / radius[:, None, None]
+    even, odd = _kernels["chebyshev"](
+        jnp.asarray(matrix / radius[:, None, None], complex_type if np.iscomplexobj(matrix) else real),
+        jnp.asarray(diagonal, real),
+        jnp.asarray(coefficients, real),
+        np.array([len(one) for one in sums]),
+        geometry.origin,
+    )
+    psi = np.asarray(even) + 1j * np.asarray(odd)  # parts, thicknesses, beams, tilts
+    found = np.empty((len(phase), m, n), complex_type)
+    found[:, order] = psi.transpose(1, 0, 3, 2).reshape(len(phase), -1, n)[:, :m]
+    return found * np.exp(1j * phase[:, None] * middle)[..., None].astype(complex_type)
