@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlindex.cli.maps import report_sections
 from mlindex.records import InputError
 from mlindex.report import canvas, laue_section, powder_section
 from mlindex.report.census import Block, Census, Writer, collect
@@ -111,6 +112,7 @@ def write_report(run: Path, output: Path | None, tolerance: float = 1.0) -> Path
     if folder == path:
         raise InputError(f"{path}: the pictures go into a folder of this name; give the page another, as {path}.html")
     name = str(status["name"]) if status else run.name
+    sections = report_sections(run, problems) if "laue" in census.stages else []
     source = Source(
         place=str(run.resolve()),
         census=census,
@@ -120,6 +122,7 @@ def write_report(run: Path, output: Path | None, tolerance: float = 1.0) -> Path
         name=name,
         pictures=folder.name,
         tolerance=tolerance / 100,
+        sections=sections,
     )
     html, pictures = page(source)
     try:

@@ -207,7 +207,8 @@ def detector_from_calibration(
     c = calibration
     if c.pixel is None:
         raise InputError(f"{origin}: it has no pixel size; give a .det file whose sixth number it is")
-    size = shape or c.shape or next((f for p, f in _FRAMES.items() if abs(p - c.pixel) < 1e-4), None)
+    camera = next((f for p, f in _FRAMES.items() if abs(p - c.pixel) < 1e-4), None)
+    size = shape or c.shape or camera
     if size is None:
         raise InputError(
             f"{origin}: it does not say the size of the image, and no known camera has pixels of {c.pixel:g} mm; "
@@ -217,6 +218,11 @@ def detector_from_calibration(
         raise InputError(
             f"{origin}: it is for images of {c.shape[0]} x {c.shape[1]} pixels, and this one has "
             f"{shape[0]} x {shape[1]}; give the calibration of this detector"
+        )
+    if shape is not None and c.shape is None and camera is not None and tuple(shape) != camera:
+        raise InputError(
+            f"{origin}: its pixels of {c.pixel:g} mm are those of a camera with {camera[0]} x {camera[1]} pixels, and "
+            f"this image has {shape[0]} x {shape[1]}; if it is for such images, give a .det file with eight numbers"
         )
     try:
         return Detector(c.dd, c.xcen, c.ycen, c.xbet, c.xgam, c.pixel, (size[0], size[1]), c.kf_direction)

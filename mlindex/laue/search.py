@@ -42,6 +42,7 @@ _EXTINCT, _OUTSIDE, _OUTSIDE_FAINT, _FAINT = 0.06, 0.6, 0.1, 0.4
 _EVERY = (1 << 31) - 2  # bits of the orders 1 to 30
 _PRIOR = 2e-3  # of strains, while orientations are still uncertain
 _SCHEDULE = ((4.0, 120, True), (3.0, 300, False), (1.5, 1000, False), (1.0, 10**6, False))  # px, rays, rotation only
+_LEFT_OVER = 0.6  # of the spots of a typical grain
 _NEAR = 1.5  # px within which a spot may belong to a ray
 
 
@@ -343,7 +344,7 @@ def index_frame(
         one = None if ub is None else judged(scene, ub, which, crystals[which])
         pool += [one] if one is not None and one.stands else []
     found = harvested(scene, [], pool, materials, crystals, most)
-    level = 0
+    guessed, level = bool(found), 0
     while level < len(NETS) and len(found) < most:
         net = NETS[level]
         free = scene.order[scene.owner[scene.order] < 0]
@@ -357,6 +358,9 @@ def index_frame(
         more = harvested(scene, queues, [], materials, crystals, most - len(found))
         found += more
         level += not more
+        # What neighbours brought leaves few spots; the wider nets are for those of a whole grain
+        if guessed and not more and (scene.owner < 0).sum() < _LEFT_OVER * min(one.typical for one in crystals):
+            break
     settled = sorted(pruned(scene, found, crystals), key=lambda one: -one.score)
     result = [finished(scene, one, materials[one.which], crystals[one.which]) for one in settled]
     # On the way the prior holds strains back; what the spots say at the end may be the lattice of another crystal

@@ -45,6 +45,7 @@ class Source:
     name: str = ""
     pictures: str = "report"  # folder of the PNGs, relative to the page
     tolerance: float = TOLERANCE
+    sections: Sequence[Section] = ()  # that are made from more than the census
 
 
 def _state(left: int, active: bool) -> tuple[str, str]:
@@ -153,6 +154,7 @@ def page(source: Source) -> tuple[str, dict[str, bytes]]:
     for stage in census.stages:
         if stage in METHODS:
             sections += METHODS[stage](census, source.tolerance)
+    sections += source.sections
     sections += [failure_section(census), timing_section(census), provenance_section(census)]
     glance = [sentence for section in sections for sentence in section.glance]
     pictures: dict[str, bytes] = {}

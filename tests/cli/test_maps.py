@@ -259,3 +259,9 @@ def test_texts_of_options():
     assert shape_from_text("20x30") == (20, 30) and step_from_text("0.5") == (0.5, 0.5)
     with pytest.raises(InputError, match="--step inf"):
         step_from_text("inf")
+def test_the_report_has_the_maps(scan, run, tmp_path):
+    answer = run("report", scan[0] / "run", "-o", tmp_path / "page.html")
+    assert answer.code == 0, answer.err
+    page = (tmp_path / "page.html").read_text()
+    assert 'id="maps-section"' in page and 'id="map-ipf"' in page and "grains</b> in a scan of 4 × 5 frames" in page
+    assert (tmp_path / "page" / "map-strain-sample.png").read_bytes().startswith(b"\x89PNG")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlindex.formats import lauetools
 from mlindex.laue import geometry
 from mlindex.laue.geometry import DIRECTIONS, Detector
+from mlindex.records import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lauetools"
 
@@ -147,3 +148,11 @@ def test_sample_frame():
 def test_impossible_detectors(change, word):
     with pytest.raises(ValueError, match=word):
         Detector(**{"distance": 70.0, "xcen": 1.0, "ycen": 1.0, "xbet": 0.0, "xgam": 0.0} | change)
+
+
+def test_an_image_of_another_size_than_the_camera_of_the_calibration() -> None:
+    """A .det without the size of its frames, and an image that is binned: the geometry would be wrong by a factor."""
+    of_camera = lauetools.Calibration(70.0, 1000.0, 1000.0, 0.0, 0.0, 0.0734)
+    assert geometry.detector_from_calibration(of_camera, shape=(2018, 2016)).shape == (2018, 2016)
+    with pytest.raises(InputError, match="2018 x 2016 pixels, and this image has 1009 x 1008"):
+        geometry.detector_from_calibration(of_camera, shape=(1009, 1008))
