@@ -259,6 +259,8 @@ def test_texts_of_options():
     assert shape_from_text("20x30") == (20, 30) and step_from_text("0.5") == (0.5, 0.5)
     with pytest.raises(InputError, match="--step inf"):
         step_from_text("inf")
+
+
 def test_the_report_has_the_maps(scan, run, tmp_path):
     answer = run("report", scan[0] / "run", "-o", tmp_path / "page.html")
     assert answer.code == 0, answer.err
