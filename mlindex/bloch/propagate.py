@@ -143,7 +143,7 @@ def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, de
     if device != "cpu":
         return "chebyshev"
     cost = terms * (2e-4 * n**2 + 6e-3 * n + 2e-3 * n * thicknesses) / (4.5 if real else 1)
-    other = (1.2e-3 * n**3 + 0.08 * n**2) / (1.7 if real else 1) + 5e-4 * n**2 * thicknesses
+    other = (1.2e-3 * n**3 + 0.1 * n**2) / (1.7 if real else 1) + 5e-4 * n**2 * thicknesses
     return "chebyshev" if cost < other else "eigenvectors"
 
 
@@ -217,7 +217,7 @@ def _propagate(
     low, *_, high = np.linalg.eigvalsh(hermitian)[[0, -1]]
     below, above = geometry.excitation.min(1) + low, geometry.excitation.max(1) + high
     if method is None:
-        terms = float((above - below).max() / 2 * phase.max(initial=0.0)) + 40
+        terms = float((above - below).max() / 2 * phase.max(initial=0.0)) + 30
         best = choose(len(matrix), terms, len(depth), real=not np.iscomplexobj(matrix), device=jax.default_backend())
         method = best if not loss else "chebyshev" if loss * phase.max(initial=0.0) < 3 else "squaring"
     if method == "chebyshev":
