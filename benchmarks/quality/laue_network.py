@@ -10,8 +10,12 @@ network, those whose most probable class is theirs. `strict`: the same where "in
 one. `all`: of all spots, also spurious ones and those of no class, those with the right answer. `listed`: the share of
 all spots whose reflection is in a class. `sure`: spots a frame with a probability of 0.8 or more, and the share of them
 that is right. `grains`: those with a candidate orientation within 0.1 degrees, and `candidates` a frame. `strained`
-frames have 1e-3; in `dim` ones the faintest spots below 1 % of the brightest are not there; in `dealt` ones the
-intensities are dealt at random, which is worse than any real frame can be. CPU seconds are those of this process.
+frames have 1e-3; in `unequal` ones the logarithm of the grains' volumes has a standard deviation of 1; in `dim` ones
+spots below that share of the brightest are not there; in `dealt` ones the intensities are dealt at random, which is
+worse than any real frame can be. `named`: the share of the spots given a class that are right. In the JSON
+`reliability` has, by tenths of the probability, the number of spots, the mean probability and the share that is right.
+All other frames are complete down to the faintest ray and have the intensities of the structure. Spots of no class are
+most of a dense frame: read `right` with `listed`. CPU seconds are those of this process.
 
 With --real: measured frames of germanium with a solution by Lauetools; right means of the spots it has indexed.
 """
@@ -34,7 +38,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "5": {"grains": 5},
     "20": {"grains": 20},
     "5 strained": {"grains": 5, "strain": 1e-3},
-    "5 dim": {"grains": 5, "faintest": 0.01},
+    "5 unequal": {"grains": 5, "volume": 1.0},
+    "5 dim 0.3 %": {"grains": 5, "faintest": 0.003},
+    "5 dim 1 %": {"grains": 5, "faintest": 0.01},
+    "5 dim 3 %": {"grains": 5, "faintest": 0.03},
     "5 dealt": {"grains": 5, "dealt": True},
 }
 
@@ -52,7 +59,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def judged(recogniser: Any, crystal: Any, frames: int, first: int, kind: dict[str, Any]) -> dict[str, float]:
+def judged(recogniser: Any, crystal: Any, frames: int, first: int, kind: dict[str, Any]) -> dict[str, Any]:
     """Counts over frames of one kind."""
     import numpy as np
 
@@ -62,13 +69,17 @@ def judged(recogniser: Any, crystal: Any, frames: int, first: int, kind: dict[st
     from mlindex.laue.recognise import candidates, recognise
     from mlindex.laue.simulate import random_grains, simulate_frame
 
-    rest = {k: v for k, v in kind.items() if k not in ("grains", "strain", "dealt")}
+    rest = {k: v for k, v in kind.items() if k not in ("grains", "strain", "dealt", "volume")}
     total: dict[str, float] = dict.fromkeys(
-        ["spots", "listed", "right", "strict", "all", "sure", "sure_right", "grains", "candidates", "seconds"], 0.0
+        ["spots", "listed", "right", "strict", "all", "named", "sure", "sure_right", "grains", "candidates", "seconds"],
+        0.0,
     )
+    bins = np.zeros((10, 3))
     for seed in range(first, first + frames):
         rng = np.random.default_rng([seed, 77])
         grains = random_grains(rng, [crystal] * kind["grains"], kind.get("strain", 0.0))
+        if "volume" in kind:
+            rest["volumes"] = np.exp(kind["volume"] * rng.normal(size=kind["grains"]))
         frame = simulate_frame(rng, grains, recogniser.detector, recogniser.energy, **rest)
         intensity = rng.permutation(frame.intensity) if kind.get("dealt") else frame.intensity
         q = q_from_kf(direction_from_pixel(frame.x, frame.y, recogniser.detector))
@@ -85,6 +96,10 @@ def judged(recogniser: Any, crystal: Any, frames: int, first: int, kind: dict[st
         total["right"] += (listed & hit).sum()
         total["strict"] += (listed & hit & ~none).sum()
         total["all"] += np.where(listed, hit & ~none, none).sum()
+        total["named"] += (~none).sum()
+        place = np.minimum((10 * said.probability).astype(int), 9)
+        for column, weight in enumerate((np.ones(len(truth)), said.probability, hit & listed)):
+            bins[:, column] += np.bincount(place, weight, minlength=10)
         total["sure"] += sure.sum()
         total["sure_right"] += (sure & hit & listed).sum()
         total["candidates"] += len(found.u)
@@ -98,6 +113,8 @@ def judged(recogniser: Any, crystal: Any, frames: int, first: int, kind: dict[st
         "right": total["right"] / listed_spots,
         "strict": total["strict"] / listed_spots,
         "all": total["all"] / total["spots"],
+        "named": total["strict"] / max(total["named"], 1),
+        "reliability": [[n, p / max(n, 1), right / max(n, 1)] for n, p, right in bins.tolist()],
         "sure": total["sure"] / frames,
         "sure_right": total["sure_right"] / max(total["sure"], 1),
         "grains": total["grains"] / (frames * kind["grains"]),
@@ -132,14 +149,15 @@ def simulated(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.materials.split(","):
         recogniser, crystal, cost = trained(name, Detector(79.553, 979.32, 932.31, 0.37, 0.447), options)
-        print("  grains       spots listed  right strict    all   sure  right grains candidates     ms")
+        print("  grains       spots listed  right strict    all  named   sure  right grains candidates     ms")
         row = {"material": name, **cost, "card": dict(recogniser.card), "frames": {}}
         for label, kind in PARTS.items():
             f = judged(recogniser, crystal, options.frames, 1000 * (options.seed + 1), kind)
             row["frames"][label] = f
             print(
                 f"  {label:<12} {f['spots']:5.0f} {f['listed']:6.3f} {f['right']:6.3f} {f['strict']:6.3f} "
-                f"{f['all']:6.3f} {f['sure']:6.0f} {f['sure_right']:6.3f} {f['grains']:6.3f} {f['candidates']:10.0f} "
+                f"{f['all']:6.3f} {f['named']:6.3f} {f['sure']:6.0f} "
+                f"{f['sure_right']:6.3f} {f['grains']:6.3f} {f['candidates']:10.0f} "
                 f"{1e3 * f['cpu_seconds']:6.0f}",
                 flush=True,
             )

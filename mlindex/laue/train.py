@@ -40,7 +40,7 @@ from mlindex.learn.layers import CountClassifier, log_ratios
 from mlindex.records import InputError
 
 _GRID = 256  # energies at which the spectrum is tabulated
-_SPOTS = 2600  # in a slot, about
+_SPOTS = 5200  # in a slot, about
 _MOST_GRAINS = 24
 _SHRINK = 20.0  # patterns' worth of the overall mean in the mean of each class
 
@@ -48,16 +48,17 @@ _SHRINK = 20.0  # patterns' worth of the overall mean in the mean of each class
 @dataclass(frozen=True)
 class Settings:
     """What a training does. Ranges of patterns: noise (px), the largest standard deviation of `strain`, the largest
-    shares of `dropped` and `spurious` spots, the share of frames that lose their `weak` spots (up to 70 %), standard
-    deviations of the logarithm of intensities, by grain (`volume`) and by spot (`jitter`).
+    shares of `dropped` and `spurious` spots, the share of frames that lose their `weak` spots and the least that
+    is then left (`weakest`), standard deviations of the logarithm of intensities, by grain (`volume`) and by spot
+    (`jitter`).
 
     `classes`: at most so many (the largest index follows); `rare`: spots a pattern below which a class is left out.
     """
 
-    steps: int = 1200
+    steps: int = 2500
     rows: int = 448
     hidden: int = 512
-    rate: float = 1e-3
+    rate: float = 2e-3
     width: float = 0.08
     tiers: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     classes: int = 320
@@ -68,8 +69,9 @@ class Settings:
     strain: float = 1.5e-3
     dropped: float = 0.25
     spurious: float = 0.2
-    weak: float = 0.5
-    volume: float = 0.7
+    weak: float = 0.6
+    weakest: float = 0.05
+    volume: float = 1.0
     jitter: float = 0.5
 
 
@@ -168,16 +170,35 @@ def drawn(key: Any, scene: Scene, shape: Shape, settings: Settings, alone: bool)
     rank = brighter / jnp.maximum(count[-1][frame], 1)
     if not alone:
         chosen, left = jax.random.split(next(keys))
-        left = jax.random.uniform(left, (grains,), minval=0.3)
+        left = settings.weakest ** jax.random.uniform(left, (grains,))  # evenly over magnitudes
         left = jnp.where(jax.random.bernoulli(chosen, settings.weak, (grains,)), left, 1.0)[frame]
         valid, rank = valid & (rank < left), rank / left
     return Slot(q_from_kf(direction_from_pixel(xy[:, 0], xy[:, 1], scene.plane)), frame, rank, label, valid)
 
 
 def _rows_of(key: Any, slot: Slot, rows: int, classes: int) -> Int[Array, " t"]:
-    """Spots to learn from: those that are in a class before others, at random."""
-    order = jax.random.uniform(key, slot.rank.shape) + jnp.where(slot.label < classes, 2.0, 1.0) * slot.valid
+    """Spots to learn from, at random: three quarters of the rows are of a class and one of none, as far as there are
+    such spots."""
+    first, second = jax.random.split(key)
+    known = slot.valid & (slot.label < classes)
+    chance = jax.random.uniform(first, known.shape) + slot.valid
+    # Those of no class that come before the others, so that none are left out where nearly all spots are of a class
+    quota = jax.lax.top_k(jnp.where(known, 0.0, chance), rows // 4)[1]
+    ahead = jnp.zeros_like(known).at[quota].set(True)
+    order = (
+        jax.random.uniform(second, known.shape)
+        + jnp.where(known, 2.0, 1.0) * slot.valid
+        + 2.0 * (ahead & slot.valid & ~known)
+    )
     return jax.lax.top_k(order, rows)[1]
+
+
+def _weights(slot: Slot, rows: Int[Array, " t"], classes: int) -> Float[Array, " t"]:
+    """Each row stands for as many spots as it was drawn from, or "in no class" would be thought rarer than it is."""
+    none = slot.label >= classes
+    there, drawn = slot.valid, slot.valid[rows]
+    share = [(jnp.sum(there & kind) / jnp.maximum(jnp.sum(drawn & kind[rows]), 1)) for kind in (~none, none)]
+    return jnp.where(none[rows], share[1], share[0]) * drawn
 
 
 def _histograms(slot: Slot, rows: Int[Array, " t"], layout: Layout) -> Float[Array, "t b"]:
@@ -190,7 +211,7 @@ def _batch(key: Any, scene: Scene, shape: Shape, settings: Settings, layout: Lay
     slot = drawn(first, scene, shape, settings, alone=False)
     rows = _rows_of(second, slot, settings.rows, shape.classes)
     inputs = (_histograms(slot, rows, layout), side_inputs(slot.rank[rows]))
-    return Batch(inputs, slot.label[rows], slot.valid[rows].astype(jnp.float32))
+    return Batch(inputs, slot.label[rows], _weights(slot, rows, shape.classes))
 
 
 def mean_histograms(

@@ -16,7 +16,19 @@ from mlindex.laue.geometry import Detector, Plane, direction_from_pixel, q_from_
 from mlindex.laue.materials import material, rays
 from mlindex.laue.recognise import cached, candidates, network_path, recognise, save
 from mlindex.laue.simulate import random_grains, simulate_frame, spots_of
-from mlindex.laue.train import Scene, Settings, Shape, accuracy, drawn, intensities_of, scene_of, seen_of, train
+from mlindex.laue.train import (
+    Scene,
+    Settings,
+    Shape,
+    _rows_of,
+    _weights,
+    accuracy,
+    drawn,
+    intensities_of,
+    scene_of,
+    seen_of,
+    train,
+)
 from mlindex.records import InputError
 
 DETECTOR = Detector(79.5, 977.0, 932.0, 0.4, 0.4)
@@ -76,7 +88,8 @@ def test_patterns_without_disturbance_make_the_angles_of_their_classes():
 
 
 def test_ranks_frames_and_disturbances():
-    """Ranks rise by equal steps within a frame, from 0 to 1; a quarter is dropped, a third of the rest is weak."""
+    """Ranks rise by equal steps within a frame, from 0 to 1; a quarter is dropped, and `weakest` to all of the rest is
+    left, evenly over magnitudes."""
     made, shape, _ = scene("Cu")
     rough = Settings(spurious=0.4, dropped=0.5, weak=1.0)
     draw = jax.jit(partial(drawn, shape=shape, settings=rough, alone=False))
@@ -96,7 +109,24 @@ def test_ranks_frames_and_disturbances():
     assert max(frames) >= 18  # and of one or two
     table = rays(material("Cu"), ENERGY[1], DETECTOR)
     whole = seen_of(material("Cu"), table, DETECTOR, ENERGY, np.random.default_rng(1)).sum()
-    assert np.mean(spots) / (shape.grains * whole) == pytest.approx(0.75 * 0.65, abs=0.1)
+    left = (1 - rough.weakest) / -np.log(rough.weakest)
+    assert np.mean(spots) / (shape.grains * whole) == pytest.approx(0.75 * left, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["Cu", "ZrO2"])
+def test_rows_stand_for_all_spots(name):
+    """Of Cu nearly all spots are in a class, of ZrO2 few: both kinds are learnt from, and weigh what they are."""
+    made, shape, _ = scene(name)
+    settings = Settings(rows=256)
+    slot = jax.jit(partial(drawn, shape=shape, settings=settings, alone=False))(jax.random.key(5), made)
+    drawn_rows = _rows_of(jax.random.key(6), slot, settings.rows, shape.classes)
+    weight, rows = np.asarray(_weights(slot, drawn_rows, shape.classes)), np.asarray(drawn_rows)
+    assert len(np.unique(rows)) == settings.rows
+    valid, none = np.asarray(slot.valid), np.asarray(slot.label) >= shape.classes
+    assert np.all(weight[~valid[rows]] == 0)
+    for kind in (none, ~none):
+        assert (valid[rows] & kind[rows]).sum() >= min(60, (valid & kind).sum())
+        assert weight[kind[rows]].sum() == pytest.approx((valid & kind).sum(), rel=1e-4)
 
 
 def test_a_small_training_learns(copper):
