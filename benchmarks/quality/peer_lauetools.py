@@ -30,7 +30,7 @@ ANSWERS = os.fdopen(os.dup(1), "w")  # Lauetools prints on standard output, and 
 os.dup2(2, 1)
 
 import numpy as np  # noqa: E402
-from LaueTools import CrystalParameters, indexing_batch, indexing_sequence  # noqa: E402
+from LaueTools import CrystalParameters, dict_LaueTools, indexing_batch, indexing_sequence  # noqa: E402
 
 _TABLES: dict[str, Any] = {}
 
@@ -43,7 +43,9 @@ def config_of(request: dict[str, Any]) -> dict[str, Any]:
     config["output"]["fit_folder"] = tempfile.gettempdir()  # nothing is written there
     config["run"]["writefitfile"] = False
     config["material"]["key_material"] = materials[0]["name"]
-    config["material"]["mymaterials"] = {m["name"]: [m["name"], m["lattice"], m["extinction"]] for m in materials}
+    # In the table itself: with its argument `mymaterials` a sequence of two materials ends in a KeyError
+    for m in materials:
+        dict_LaueTools.dict_Materials[m["name"]] = [m["name"], m["lattice"], m["extinction"]]
     indexing, search = config["indexing"], config["indexing"]["dict_indexrefine"]
     # of the shipped 22 and 19 keV the latter is for matching rates; the band of the frame is divided in that way
     indexing |= {"e_min": low, "e_max": high, "e_max_MR": high * 19 / 22, "nbGrainstoFind": materials[0]["grains"]}
