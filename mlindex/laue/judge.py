@@ -115,23 +115,26 @@ def ends_early(hit: Bool[np.ndarray, " n"], energy: Float[np.ndarray, " n"], hig
     """Whether the spots of a grain end at an energy far below the `highest` (keV) of the band.
 
     `hit` of its rays, strongest first, and the `energy` of their lowest order in the band. Two models explain the hits
-    among the strongest rays, half as many again as there are hits: one share at all energies, or one below some energy
-    and next to none beyond. Of true grains, up to twenty in a frame, the second was never likelier (-10 nats at best);
-    of copper taken for silicon it was by 9 to 30. A beam that ends a third below the band that is asked for has the
-    same look.
+    among the strongest rays, half as many again as there are hits: the stronger are seen with one probability and the
+    weaker with another, as of any grain; or those below some energy with one, and next to none beyond. Copper taken for
+    silicon is the second case, and so is a beam that ends a third below the band that is asked for.
     """
     n = min(len(hit), max(20, int(1.5 * hit.sum())))
-    order = np.argsort(energy[:n], kind="stable")
-    seen, energy = hit[:n][order].astype(np.float64), energy[:n][order]
     if not n:
         return False
-    below, rays = np.cumsum(seen), np.arange(1.0, n + 1)
-    beyond, rest = below[-1] - below, n - rays
-    share = np.clip(beyond / np.maximum(rest, 1), 1e-3, _DARK)
-    split = _binomial(below, rays, below / rays) + _binomial(beyond, rest, share)
-    ratio = split - _binomial(below[-1:], rays[-1:], below[-1:] / n)
-    end = int(np.argmax(ratio))
-    return bool(ratio[end] > _ENDS and energy[end] < highest / _EARLY)
+    hit, energy = hit[:n], energy[:n]
+    order = np.argsort(energy, kind="stable")
+    by_strength, by_energy = _split(hit, 1.0), _split(hit[order], _DARK)
+    end = int(np.argmax(by_energy))
+    return bool(by_energy[end] > by_strength.max() + _ENDS and energy[order][end] < highest / _EARLY)
+
+
+def _split(hit: Bool[np.ndarray, " n"], most: float) -> Float[np.ndarray, " n"]:
+    """Log-likelihood of hits that come with one probability up to each place, and with at most `most` beyond it."""
+    below, rays = np.cumsum(hit.astype(np.float64)), np.arange(1.0, len(hit) + 1)
+    beyond, rest = below[-1] - below, len(hit) - rays
+    share = np.clip(beyond / np.maximum(rest, 1), 1e-3, most)
+    return _binomial(below, rays, below / rays) + _binomial(beyond, rest, share)
 
 
 def _binomial(

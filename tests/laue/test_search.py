@@ -102,6 +102,17 @@ def test_another_material_is_not_reported(there, sought):
     assert indexed(simulated([there] * 2, seed=21), [sought]) == []
 
 
+def test_dim_grains_that_show_a_tenth_of_their_rays():
+    """The strongest rays of a dim grain are of low energy, as those of another crystal can be."""
+    frame = simulated(["ZrO2"] * 5, seed=1, faintest=0.03)
+    assert sorted(partners(indexed(frame, ["ZrO2"]), frame)) == [0, 1, 2, 3, 4]
+
+
+def test_a_lattice_of_the_same_directions_is_not_taken_for_another():
+    """Copper and silicon are both cubic: their directions are the same, but copper's end at two thirds of the energy."""
+    assert indexed(simulated(["Cu"], seed=10), ["Si"]) == []
+
+
 @pytest.mark.parametrize("highest", [20.0, 23.0, 30.0])
 def test_a_highest_energy_that_is_set_wrong_costs_no_grain(highest):
     """Spots beyond the band are no proof of another material as long as they are fewer than those inside."""
