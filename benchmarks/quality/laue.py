@@ -15,8 +15,8 @@ Seconds are CPU seconds of the process that indexes, after one frame of warming 
 
 `--systems`, `--grains`, `--only` and `--first-seed` cut a long run into pieces; `--merge` puts their JSONs together and
 prints the table of all, in which a frame that is in two pieces is refused. The peer gets the first `--peer-frames` of
-each row, and is told how many grains there are; a frame that it does not end in `--peer-limit` seconds has its grains
-counted as missed.
+each row, and is told how many grains there are; a frame that it does not end in `--peer-limit` CPU seconds has its
+grains counted as missed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=os.environ.get("MLINDEX_DATA"), help="default: MLINDEX_DATA")
     parser.add_argument("--peer-python", type=Path, help="an interpreter that has Lauetools: it is measured too")
     parser.add_argument("--peer-frames", type=int, default=5, help="of each row")
-    parser.add_argument("--peer-limit", type=float, default=300.0, help="wall seconds a frame")
+    parser.add_argument("--peer-limit", type=float, default=300.0, help="CPU seconds a frame")
     parser.add_argument("--peer-set", action="append", default=[], metavar="KEY=VALUE", help="a setting of Lauetools")
     parser.add_argument("--merge", type=Path, nargs="+", help="JSONs of earlier runs; nothing is run")
     parser.add_argument("-o", "--json", type=Path, help="write everything here")
