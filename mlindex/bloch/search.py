@@ -1,0 +1,236 @@
+"""Blind inversion of a pattern: many starts from nearly nothing, at thicknesses that the fringes name.
+
+Where a beam is far from its Bragg position its intensity goes as sin^2(pi t s) / s^2, so the Fourier transform of
+s^2 I along the excitation error s peaks at the thickness; tilts on a grid repeat the peak, and a few candidates remain.
+From each, structure factors near zero are let grow by strongly damped steps on some of the tilts, which is cheap, and
+the best go on with all of them. The search ends when a start explains the pattern exactly, or when two of them end at
+the same best solution, or when the time is over.
+"""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+from jaxtyping import Complex, Float
+from numpy.typing import NDArray
+
+from mlindex.bloch import refine
+from mlindex.bloch.beams import Geometry
+from mlindex.bloch.jacobian import Unknowns, parameters_from_u, u_from_parameters, unknowns
+from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, weighted_r, with_origin
+from mlindex.bloch.propagate import intensities
+
+_GRID = 2.0  # A, of the thicknesses that are tried in the transform
+_FAR = 0.3  # of the largest excitation error, beyond which fringes count
+_PEAKS, _LEAST = 8, 0.35  # thicknesses, and how strong against the best
+_SMALL, _DAMPED = 0.01, 1.0  # 1/A^2 of a random start; its damping
+_KINDS = ((_SMALL, _DAMPED), (3 * _SMALL, 1e-2), (_SMALL, 10.0))  # sizes and dampings that succeed where others do not
+_BEST = 0.4  # how often a start is not at the thickness that served best
+_HOPS, _DISTURBED = 0.4, (0.3, 1.0)  # how often a start is the best solution disturbed, and by what fraction
+_HOPEFUL = 0.35  # R factor of a solution that is worth disturbing
+_STEPS, _ROUNDS = 30, 6  # of a cheap start; rounds of as many steps on all tilts
+_TILTS = 64  # of a cheap start, for up to 13 beams; more with more beams
+_EXACT = 1e-6  # R factor where nothing is left to explain
+_PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
+_STARTS = 1000
+_OTHERS, _APART, _KEPT = 6, 5.0, 2.0  # other solutions seen, how much worse than the best, and which are kept
+
+
+def thickness_candidates(
+    intensity: Float[np.ndarray, "m n"], geometry: Geometry, thickness: tuple[float, float]
+) -> Float[np.ndarray, " k"]:
+    """Thicknesses (A) within the limits at which the fringes of all beams together are strongest, the best first."""
+    low, high = thickness
+    trial = np.arange(low, high + _GRID, _GRID)
+    power = np.zeros(len(trial))
+    for beam in range(intensity.shape[1]):
+        s = geometry.excitation[:, beam] / (2 * geometry.k0)
+        far = np.abs(s) > _FAR * np.abs(s).max(initial=0.0)
+        if beam == geometry.origin or far.sum() < 8:
+            continue
+        fringe = intensity[far, beam] * s[far] ** 2
+        fringe = np.clip(fringe - np.median(fringe), -3 * fringe.std(), 3 * fringe.std())
+        fringe = fringe - fringe.mean()
+        norm = len(fringe) * (fringe @ fringe)
+        if norm > 0:
+            power += np.abs(np.exp(2j * np.pi * np.outer(trial, s[far])) @ fringe) ** 2 / norm
+    inner = np.flatnonzero((power[1:-1] > power[:-2]) & (power[1:-1] >= power[2:])) + 1
+    peaks = inner[np.argsort(-power[inner])]
+    peaks = peaks[power[peaks] > _LEAST * power.max(initial=0.0)][:_PEAKS]
+    return trial[peaks] if len(peaks) else np.geomspace(max(low, 1.0), high, _PEAKS)
+
+
+class _Thicknesses:
+    """Where the next start is made: all candidates in turn, and more and more often the one that served best."""
+
+    def __init__(self, candidates: Float[np.ndarray, " k"]) -> None:
+        self.depth = np.array(candidates)
+        self.cost = np.full(len(candidates), np.inf)
+        self.turn = 0
+
+    def next(self, rng: np.random.Generator) -> int:
+        """The number of a candidate."""
+        self.turn += 1
+        if self.turn <= 2 * len(self.depth) or rng.random() > _BEST:
+            return (self.turn - 1) % len(self.depth)
+        return int(np.argmin(self.cost))
+
+    def learn(self, which: int, depth: float, cost: float) -> None:
+        """What a start came to."""
+        if cost < self.cost[which]:
+            self.depth[which], self.cost[which] = depth, cost
+
+
+def _start(
+    rng: np.random.Generator,
+    free: Float[np.ndarray, " p1"],
+    given: Float[np.ndarray, " p"] | None,
+    best: Float[np.ndarray, " p1"] | None,
+) -> tuple[Float[np.ndarray, " p"], float, bool]:
+    """Parameters, damping, and whether they are the best solution so far, disturbed."""
+    count = len(free) - 1
+    if best is not None and rng.random() < _HOPS:
+        size = np.abs(best[:-1]) * rng.choice(_DISTURBED) + _SMALL / 3
+        return (best[:-1] + size * rng.normal(size=count)) * free[:-1], _DAMPED, True
+    if given is not None:
+        return given * (1 + 0.1 * rng.normal(size=count)) * free[:-1], 1e-2, False
+    scale, damping = _KINDS[rng.integers(len(_KINDS))]
+    return rng.normal(size=count) * scale * free[:-1], damping, False
+
+
+def _solution(
+    state: refine.State,
+    agreement: int,
+    observed: NDArray,
+    geometry: Geometry,
+    every: refine.Data,
+    how: Unknowns,
+    free: NDArray,
+) -> Solution:
+    depth = _depth(state, geometry)
+    u = with_origin(u_from_parameters(np.asarray(state.x)[:-1]), geometry)
+    model = intensities(u, geometry, depth)
+    # Uncertainties are those beside an origin that is fixed: two phases are no unknowns any more
+    fixed, half = free.copy(), (len(free) - 1) // 2
+    for place in origin_pair(u, geometry):
+        fixed[half + abs(place - half) - 1] = 0.0
+    at = refine.init(np.append(parameters_from_u(u), _phase(depth, geometry)), 1.0, every, how, fixed)
+    sigma, missing = uncertainties(np.asarray(at.normal), float(at.cost), observed.size, fixed)
+    each = np.sqrt((sigma[:half] ** 2 + sigma[half:-1] ** 2) / 2)
+    return Solution(
+        u,
+        np.concatenate([each[::-1], [0.0], each]),
+        depth,
+        float(sigma[-1]) * refine.PHASE * geometry.k0 / np.pi,
+        r_factor(observed, model),
+        weighted_r(observed, model),
+        model,
+        missing,
+        agreement,
+    )
+
+
+def invert(
+    intensity: Float[np.ndarray, "m n"],
+    geometry: Geometry,
+    *,
+    start: Complex[np.ndarray, " d"] | None = None,
+    thickness: tuple[float, float] = (50.0, 1000.0),
+    seed: int = 0,
+    seconds: float | None = None,
+    real: bool = False,
+) -> list[Solution]:
+    """The structure factors and the thickness of a pattern, best first, then others that explain it nearly as well.
+
+    `intensity` as fractions of the incident beam; `start`: structure factors (1/A^2, at `geometry.dhkl`) to begin with,
+    else the search is blind; `thickness`: lowest and highest (A); `real`: the projection has its centre at the origin.
+    After `seconds` no new start is begun. Raises `ValueError` for shapes that do not match and for limits of the
+    thickness that are none.
+    """
+    observed = np.asarray(intensity, np.float64)
+    if observed.shape != geometry.shape:
+        raise ValueError(f"intensities of shape {observed.shape} do not match {geometry.shape} tilts and beams")
+    if not 0 < thickness[0] < thickness[1]:
+        raise ValueError(f"limits of the thickness must be positive and in order (A), not {thickness}")
+    count = len(geometry.dhkl) - 1
+    free = np.ones(count + 1)
+    if real:
+        free[count // 2 : -1] = 0.0
+    given = None if start is None else parameters_from_u(np.asarray(start, np.complex128)) * free[:-1]
+    began, rng = time.monotonic(), np.random.default_rng(seed)
+    how = unknowns(geometry)
+    places = _Thicknesses(thickness_candidates(observed, geometry, thickness))
+    found: list[tuple[refine.State, int]] = []
+    costs: list[float] = []
+    with jax.enable_x64(True):
+        every = refine.blocked(geometry, observed)
+        size = min(len(observed), _TILTS * max(1, round(geometry.shape[1] / 13)))
+        for _ in range(_STARTS):
+            hopeful = bool(found) and float(found[0][0].r_factor) < _HOPEFUL
+            x, damping, hop = _start(rng, free, given, np.asarray(found[0][0].x) if hopeful else None)
+            which = places.next(rng)
+            depth = _depth(found[0][0], geometry) if hop else float(places.depth[which]) * rng.uniform(0.99, 1.01)
+            chosen = np.sort(rng.permutation(len(observed))[:size])
+            data = refine.blocked(geometry, observed, chosen)
+            grown = refine.fitted(np.append(x, _phase(depth, geometry)), damping, data, how, free, _STEPS)
+            state = _polished(grown, every, how, free, min(costs, default=np.inf))
+            if not hop:
+                places.learn(which, _depth(grown, geometry), float(grown.cost))
+            costs.append(float(state.cost))
+            if float(state.cost) <= _KEPT * min(costs):
+                found = _ranked(found, state)
+            over = seconds is not None and time.monotonic() - began > seconds
+            if over or _explained(*found[0], costs):
+                break
+        lowest = float(found[0][0].cost)
+        kept = [(s, k) for s, k in found if float(s.cost) <= _KEPT * lowest + 1e-12]
+        return [_solution(s, k, observed, geometry, every, how, free) for s, k in kept]
+
+
+def _phase(depth: float, geometry: Geometry) -> float:
+    return np.pi * depth / geometry.k0 / refine.PHASE
+
+
+def _depth(state: refine.State, geometry: Geometry) -> float:
+    return float(state.x[-1]) * refine.PHASE * geometry.k0 / np.pi
+
+
+def _explained(best: refine.State, agreement: int, costs: list[float]) -> bool:
+    """Whether nothing is left to explain: no residual at all, or two starts agree on a cost that no other comes near.
+
+    Beside the truth of a noisy pattern there is nothing for a long way; beside a local minimum there are more of them.
+    """
+    if float(best.r_factor) < _EXACT:
+        return True
+    others = [cost for cost in costs if cost > (1 + _SAME) * float(best.cost)]
+    return agreement >= 2 and len(others) >= _OTHERS and min(others) > _APART * float(best.cost)
+
+
+def _polished(grown: refine.State, every: refine.Data, how: Unknowns, free: NDArray, best: float) -> refine.State:
+    """A start after steps on all tilts, as many as it needs; fewer where it stays far behind the `best` cost."""
+    now = refine.fitted(grown.x, 1e-2, every, how, free, 10)
+    for _ in range(_ROUNDS):
+        before = float(now.cost)
+        now = refine.fitted(now.x, 1e-4, every, how, free, 10)
+        cost = float(now.cost)
+        done = float(now.r_factor) < _EXACT or cost > (1 - 1e-4) * before
+        # The rate at which the cost falls says where it may end
+        if done or (cost > _PROMISING * best and cost > 0.7 * before):
+            break
+    return now
+
+
+def _ranked(found: list[tuple[refine.State, int]], state: refine.State) -> list[tuple[refine.State, int]]:
+    """The solutions with one more, best first; of those that are the same the better, with their number."""
+    cost, phase = float(state.cost), float(state.x[-1])
+    kept, number = [], 1
+    for other, agreement in found:
+        alike = abs(float(other.cost) - cost) <= _SAME * max(cost, float(other.cost)) + 1e-12
+        if alike and abs(float(other.x[-1]) - phase) < 1e-3 * phase:
+            number += agreement
+            state = state if cost <= float(other.cost) else other
+        else:
+            kept.append((other, agreement))
+    return sorted([*kept, (state, number)], key=lambda one: float(one[0].cost))
