@@ -96,6 +96,36 @@ class LaueSettings(Settings):
         return str(self._base / name)
 
 
+def _thicknesses(thickness: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < thickness[0] < thickness[1] <= 10_000:
+        raise ValueError("give the least and the greatest thickness in nanometres, as [5, 100]")
+    return thickness
+
+
+class BlochSettings(Settings):
+    """What a user may choose for the inversion of LARBED patterns. Paths are relative to the campaign file, or to the
+    working directory."""
+
+    thickness_nm: Annotated[tuple[float, float], AfterValidator(_thicknesses)] = (5.0, 100.0)  # least, greatest
+    # a CIF, or lines 'h k l re im' (1/angstrom^2); None: the CIF that the pattern names; "blind": neither
+    start: str | None = None
+    real: bool = False  # the crystal has its centre at the origin, in projection: every U is real
+    seconds: float | None = Field(None, gt=0)  # a pattern: begin nothing new after these; None: as long as it takes
+    seed: int = Field(0, ge=0)
+    alternatives: int = Field(3, ge=0, le=100)  # other solutions that explain a pattern nearly as well, at most
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    def relative_to(self, folder: Path) -> BlochSettings:
+        """The same settings, with their paths counted from `folder`."""
+        copy = self.model_copy()
+        copy._base = folder
+        return copy
+
+    def located(self, name: str) -> str:
+        """A path of these settings as seen from the working directory."""
+        return str(self._base / name)
+
+
 class CampaignSettings(Settings):
     """One campaign: which inputs, which stage, where to."""
 
@@ -263,6 +293,7 @@ class Campaign(Settings):
     campaign: CampaignSettings
     powder: PowderSettings = PowderSettings()
     laue: LaueSettings = LaueSettings()
+    bloch: BlochSettings = BlochSettings()
     slurm: SlurmSettings = SlurmSettings()
 
     def stage_settings(self) -> Settings | None:
@@ -300,4 +331,5 @@ def read_campaign(path: Path | str) -> Campaign:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not valid TOML ({error}); correct that line") from None
     campaign = validated(Campaign, values, str(path))
-    return campaign.model_copy(update={"laue": campaign.laue.relative_to(path.parent)})
+    there = {name: getattr(campaign, name).relative_to(path.parent) for name in ("laue", "bloch")}
+    return campaign.model_copy(update=there)

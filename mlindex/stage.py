@@ -9,7 +9,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mlindex.records import InputError, Item, Result, Schema, failed
 
-STAGES = {"powder": "mlindex.powder.stage:PowderStage", "laue": "mlindex.laue.stage:LaueStage"}
+STAGES = {
+    "powder": "mlindex.powder.stage:PowderStage",
+    "laue": "mlindex.laue.stage:LaueStage",
+    "bloch": "mlindex.bloch.stage:BlochStage",
+}
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""`mlindex simulate larbed`: a LARBED pattern from random, computed or given structure factors."""
+"""`mlindex simulate larbed`, patterns from structure factors, and `mlindex invert larbed`, the way back."""
 
 from __future__ import annotations
 
@@ -127,3 +127,51 @@ def _write(output: Path, *, cif: Any, given: Any, random: Any, lattice: Any, axi
     write_larbed(output, pattern, truth, f"mlindex {mlindex.__version__}")
     m, n = geometry.shape
     print(f"{n} beams at {m} tilts and their truth in {output}")
+
+
+def invert_larbed(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="LARBED patterns (HDF5), directories of them, or globs.")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this HDF5 file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a pattern instead of tables.")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Structure factors to begin with: a CIF, or lines 'h k l re im' (1/A^2). Default: the CIF that the "
+            "pattern names; blind: none.",
+            metavar="CIF|U|blind",
+        ),
+    ] = None,
+    thickness: Annotated[
+        str | None, typer.Option(help="Least and greatest thickness in nanometres; default 5,100.", metavar="MIN,MAX")
+    ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="The crystal has its centre at the origin, in projection: every U is real.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin nothing new for a pattern after these. Default: as long as it takes.")
+    ] = None,
+    alternatives: Annotated[
+        int | None, typer.Option(help="Other solutions that explain a pattern nearly as well, at most; default 3.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random starts; default 0.")] = None,
+) -> None:
+    """Invert LARBED patterns: structure factors and thickness, from the intensities alone or from a start."""
+    from mlindex.config import BlochSettings, validated
+
+    given = {
+        "thickness_nm": None if thickness is None else _numbers(thickness, 2, "--thickness", "5,100"),
+        "start": start,
+        "real": real,
+        "seconds": seconds,
+        "alternatives": alternatives,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    settings = validated(BlochSettings, chosen, "command line")
+
+    from mlindex.cli.index import index_files
+    from mlindex.report.bloch_tables import pattern_table, pattern_tally
+
+    raise typer.Exit(index_files("bloch", settings, files, output, json, table=pattern_table, tally=pattern_tally))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, get_args
 import typer
 
 import mlindex
-from mlindex.cli.larbed import simulate_larbed
+from mlindex.cli.larbed import invert_larbed, simulate_larbed
 from mlindex.cli.laue_options import (
     CalibrationOption,
     Dataset,
@@ -41,6 +41,8 @@ simulate = typer.Typer(no_args_is_help=True, help="Write synthetic data with its
 app.add_typer(simulate, name="simulate")
 train = typer.Typer(no_args_is_help=True, help="Train what proposes solutions.")
 app.add_typer(train, name="train")
+invert = typer.Typer(no_args_is_help=True, help="From intensities to structure factors.")
+app.add_typer(invert, name="invert")
 calibrate = typer.Typer(no_args_is_help=True, help="Refine an instrument on a reference crystal.")
 app.add_typer(calibrate, name="calibrate")
 
@@ -279,6 +281,7 @@ def train_laue(
 
 
 calibrate.command("laue")(calibrate_laue)
+invert.command("larbed")(invert_larbed)
 
 
 @app.command("run")

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.cli.maps import report_sections
+from mlindex.cli.patterns import report_patterns
 from mlindex.records import InputError
-from mlindex.report import canvas, laue_section, powder_section
+from mlindex.report import bloch_section, canvas, laue_section, powder_section
 from mlindex.report.census import Block, Census, Writer, collect
 from mlindex.report.leading import leading_rows
 from mlindex.report.page import Source, page
@@ -25,6 +26,7 @@ NAME = "report.html"
 COLUMNS = {  # by stage: its main table, and what is read of it
     "powder": (powder_section.TABLE, powder_section.COLUMNS),
     "laue": (laue_section.TABLE, laue_section.COLUMNS),
+    "bloch": (bloch_section.TABLE, bloch_section.COLUMNS),
 }
 _PART = re.compile(r"-(\d+)of(\d+)-[0-9a-f]+$")  # in the name of a job
 
@@ -113,6 +115,7 @@ def write_report(run: Path, output: Path | None, tolerance: float = 1.0) -> Path
         raise InputError(f"{path}: the pictures go into a folder of this name; give the page another, as {path}.html")
     name = str(status["name"]) if status else run.name
     sections = report_sections(run, problems) if "laue" in census.stages else []
+    sections += report_patterns(run, problems) if "bloch" in census.stages else []
     source = Source(
         place=str(run.resolve()),
         census=census,

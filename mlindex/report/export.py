@@ -1,4 +1,5 @@
-"""Results for other programs: JSON lines, CSV (one row a solution or grain), CIF (one block an item, its best cell).
+"""Results for other programs: JSON lines, CSV (one row a solution, grain or structure factor), CIF (one block an item,
+its best cell).
 
 Laue results have files of their own too (`FILES`); all that is special to them is in `laue_export`.
 """
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 import mlindex
+from mlindex.bloch.record import bloch_record
 from mlindex.formats.cif import Block, text_from_blocks
 from mlindex.laue.record import laue_record
 from mlindex.powder.record import FIELDS, powder_record
 from mlindex.records import InputError, Result
-from mlindex.report import laue_export
+from mlindex.report import bloch_export, laue_export
 
 CRYSTAL_SYSTEMS = {
     "a": "triclinic",
@@ -45,7 +47,11 @@ CSV_HEADER = (
 def json_lines(results: Iterable[Result]) -> Iterator[str]:
     """One JSON object a line and a result."""
     results = list(results)
-    record = laue_record if laue_export.is_laue(results) else powder_record
+    record = powder_record
+    if laue_export.is_laue(results):
+        record = laue_record
+    elif bloch_export.is_bloch(results):
+        record = bloch_record
     for result in results:
         yield json.dumps(record(result), allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -63,13 +69,16 @@ def _rows(record: dict[str, Any]) -> Iterator[list[Any]]:
 def csv_lines(results: Iterable[Result]) -> Iterator[str]:
     """One row a solution, best first (rank 1), below a header; one row with a status for an item without solutions.
 
-    Of Laue frames one row a grain (see `laue_export.CSV_HEADER`).
+    Of Laue frames one row a grain (see `laue_export.CSV_HEADER`), of LARBED patterns one a structure factor of each
+    solution (see `bloch_export.CSV_HEADER`).
     """
     results = list(results)
     header: tuple[str, ...] = CSV_HEADER
     body: Iterable[Iterable[list[Any]]] = (_rows(powder_record(result)) for result in results)
     if laue_export.is_laue(results):
         header, body = laue_export.CSV_HEADER, map(laue_export.csv_rows, results)
+    elif bloch_export.is_bloch(results):
+        header, body = bloch_export.CSV_HEADER, map(bloch_export.csv_rows, results)
     for rows in itertools.chain([[header]], body):
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(rows)
@@ -100,9 +109,11 @@ def _block(result: Result) -> Block | None:
 def cif_text(results: Iterable[Result]) -> Iterator[str]:
     """The best cell of each result that has one, with the suggested space group and the indexed lines.
 
-    Raises `InputError` for results of Laue frames.
+    Raises `InputError` for results of Laue frames and of LARBED patterns.
     """
     results = list(results)
+    if bloch_export.is_bloch(results):
+        raise InputError("--to cif: these are results of LARBED patterns, whose cells were given; use json or csv")
     if laue_export.is_laue(results):
         raise InputError("--to cif: these are results of Laue frames, whose cells were given; use fit, cor, ctf or csv")
     yield text_from_blocks(block for result in results if (block := _block(result)) is not None)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import mlindex
+from mlindex.report.bloch_section import bloch_sections
 from mlindex.report.canvas import Picture, figure_element, render
 from mlindex.report.census import Census
 from mlindex.report.clusters import TOLERANCE
@@ -24,7 +25,7 @@ from mlindex.report.timeline import Timeline, timeline
 from mlindex.report.timing_section import timing_section
 
 # what a stage adds to the report, from (census, tolerance of the clusters)
-METHODS = {"powder": powder_sections, "laue": laue_sections}
+METHODS = {"powder": powder_sections, "laue": laue_sections, "bloch": bloch_sections}
 # nothing is loaded and nothing runs, whatever a file name tries
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
