@@ -48,3 +48,19 @@ def lists(tmp_path):
     (tmp_path / "broken.csv").write_text("# q2\n1\n-2\n")
     (tmp_path / ".hidden").write_text("no list")
     return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("index", "laue", ...) -> exit status, standard output, standard error; in this process,
+    with the real stages and the device as it is.
+    """
+    monkeypatch.setattr(device, "apply", lambda *a: None)
+
+    def call(*arguments: object) -> Answer:
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), said.out, said.err)
+
+    return call

@@ -10,31 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from mlindex.cli.main import main
 from mlindex.formats import lauetools
 from mlindex.laue.calibrate import PARAMETERS
 from mlindex.laue.geometry import Detector, detector_from_calibration
 from mlindex.laue.stage import read_calibration
-from mlindex.runtime import device
-from tests.cli.conftest import Answer
 from tests.cli.test_startup import HEAVY
 from tests.laue.frames import DETECTOR, frame_of, write_frame
 
 FAR = Detector(250.0, 979.0, 932.0, 0.37, 0.447)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run("calibrate", "laue", ...) -> exit status, standard output, standard error; in this process."""
-    monkeypatch.setattr(device, "apply", lambda *a: None)
-
-    def call(*arguments: object) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), said.out, said.err)
-
-    return call
 
 
 @pytest.fixture

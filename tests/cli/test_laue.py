@@ -16,32 +16,15 @@ import numpy as np
 import pytest
 
 import mlindex
-from mlindex.cli.main import main
 from mlindex.crystal.rotation import misorientation
 from mlindex.crystal.strain import u_from_ub
 from mlindex.formats import lauetools
 from mlindex.laue import stage as laue
 from mlindex.laue.materials import material
-from mlindex.runtime import device
 from mlindex.runtime.shards import read_results
-from tests.cli.conftest import Answer
 from tests.cli.test_startup import HEAVY
 
 SLURM = Path(mlindex.__file__).parents[1] / "slurm"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run("index", "laue", ...) -> exit status, standard output, standard error; in this process, on its device."""
-    monkeypatch.setattr(device, "apply", lambda *a: None)
-
-    def call(*arguments: object) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), said.out, said.err)
-
-    return call
 
 
 @pytest.fixture
