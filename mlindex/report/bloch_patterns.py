@@ -76,7 +76,7 @@ def mosaic(
 def _maps(shown: Shown) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
     """The mosaics, and the intensities of tilts and beams as observed and fitted."""
     hkl, tilt = np.asarray(shown.tables["beams"]["hkl"]), np.asarray(shown.tables["tilts"]["tilt"], float)
-    g = (hkl @ zone_frame(shown.first("cell"), shown.first("zone")).T)[:, :2]
+    g = (hkl @ zone_frame(shown.first("cell"), shown.first("zone").tolist()).T)[:, :2]
     values = np.array(
         [np.asarray(shown.tables["intensities"][k], float).reshape(len(tilt), -1) for k in ("observed", "fitted")]
     )
@@ -149,7 +149,7 @@ def _strongest(shown: Shown) -> Markup:
 def potential_picture(shown: Shown, number: int) -> Picture:
     """The potential of the unit cell, along the beam, from the best solution."""
     hkl, u, _ = _best(shown)
-    cell, zone, volts = (shown.first(name) for name in ("cell", "zone", "voltage"))
+    cell, zone, volts = shown.first("cell"), shown.first("zone").tolist(), float(shown.first("voltage"))
     edges = projected_cell(hkl, cell, zone)
 
     def draw(figure: Figure) -> None:
@@ -159,7 +159,7 @@ def potential_picture(shown: Shown, number: int) -> Picture:
             return
         s = np.linspace(0, _CELLS, _CELLS * _FINE + 1)
         points = np.stack(np.meshgrid(s, s, indexing="ij"), -1) @ edges
-        potential = projected_potential(u, hkl, points, cell=cell, zone=zone, voltage_kv=float(volts))
+        potential = projected_potential(u, hkl, points, cell=cell, zone=zone, voltage_kv=volts)
         drawn = axes.pcolormesh(
             points[..., 0], points[..., 1], potential, cmap="viridis", shading="gouraud", rasterized=True
         )

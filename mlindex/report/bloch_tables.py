@@ -31,7 +31,7 @@ def pattern_table(result: Result) -> RenderableType:
     if result.status is Status.FAILED or "factors" not in result.tables:
         return Text.assemble((result.id, "bold"), "  failed: ", result.reason)
     factors, pattern = result.tables["factors"], result.tables["patterns"]
-    verdict = "" if result.status is Status.SOLVED else "  unsolved:"
+    verdict = "" if result.status is Status.SOLVED else " unsolved:"
     title = f"{result.id}:{verdict} {solution_line(result, 0)}; {pattern['n_beams'][0]} beams, "
     title += f"{pattern['n_tilts'][0]} tilts, noise explains R = {pattern['noise_r'][0]:.3g}"
     best = np.flatnonzero(np.asarray(factors["solution"]) == 0)
