@@ -25,7 +25,7 @@ def projected_cell(
     plane = np.asarray(dhkl)[np.asarray(dhkl) @ np.asarray(zone) == 0]
     g = (plane @ zone_frame(cell, zone).T)[:, :2]
     g = g[np.argsort(np.sum(g**2, 1).round(9), kind="stable")]
-    g = g[np.sum(g**2, 1) > 1e-12]
+    g = g[(g[:, 0] > 1e-6) | ((np.abs(g[:, 0]) <= 1e-6) & (g[:, 1] > 1e-6))]  # one of g and -g, towards x
     for other in g[1:]:
         basis = np.array([g[0], other])
         if abs(np.linalg.det(basis)) > 1e-6 * np.linalg.norm(g[0]) * np.linalg.norm(other):
