@@ -162,6 +162,8 @@ def invert(
     began, rng = time.monotonic(), np.random.default_rng(seed)
     how = unknowns(geometry)
     places = _Thicknesses(thickness_candidates(observed, geometry, thickness))
+    # A peak of the transform is as wide as the range of excitation errors is narrow
+    width = geometry.k0 / max(float(np.ptp(geometry.excitation)), 1e-9)
     found: list[tuple[refine.State, int]] = []
     costs: list[float] = []
     with jax.enable_x64(True):
@@ -171,7 +173,7 @@ def invert(
             hopeful = bool(found) and float(found[0][0].r_factor) < _HOPEFUL
             x, damping, hop = _start(rng, free, given, np.asarray(found[0][0].x) if hopeful else None)
             which = places.next(rng)
-            depth = _depth(found[0][0], geometry) if hop else float(places.depth[which]) * rng.uniform(0.99, 1.01)
+            depth = _depth(found[0][0], geometry) if hop else float(places.depth[which]) + width * rng.uniform(-1, 1)
             chosen = np.sort(rng.permutation(len(observed))[:size])
             data = refine.blocked(geometry, observed, chosen)
             grown = refine.fitted(np.append(x, _phase(depth, geometry)), damping, data, how, free, _STEPS)

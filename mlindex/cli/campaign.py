@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mlindex.cli.index import progress_bar
 from mlindex.records import InputError, Result
+from mlindex.report.bloch_tables import pattern_table
 from mlindex.report.export import WRITERS
 from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import best_table, printer, say
@@ -55,6 +56,8 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
     for result in results:
         if "grains" in result.tables:
             printer().print(frame_table(result))
+        if "factors" in result.tables:
+            printer().print(pattern_table(result))
     counts = ", ".join(f"{getattr(summary, name)} {name}" for name in ("solved", "unsolved", "failed"))
     before = f", {summary.skipped} of them before" if summary.skipped else ""
     print(f"{summary.done} of {summary.total} done ({counts}{before}) in {summary.seconds:.1f} s: {summary.run}")

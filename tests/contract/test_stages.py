@@ -9,17 +9,34 @@ import numpy as np
 import pytest
 
 from mlindex import stage as stages
+from mlindex.bloch.beams import geometry, shell_beams, tilt_disc
+from mlindex.bloch.simulate import random_u, simulate_pattern
 from mlindex.config import Campaign, CampaignSettings
+from mlindex.formats.larbed import write_larbed
 from mlindex.records import Column, InputError, Item, Result, Schema, Status, failed, items_from_buffer, items_to_buffer
 
 A = 4.05  # angstrom: the first lines of an F-centred cubic lattice
 ALUMINIUM = [(n, n / A**2) for n in (3, 4, 8, 11, 12, 16, 19, 20, 24, 27, 32, 35, 36, 40)]
 GERMANIUM = Path(__file__).parents[1] / "reference" / "lauetools" / "Ge_blanc_0000_LT_5.cor"
+
+
+def _rocked(path: Path) -> None:
+    at = {"cell": (A, A, A, 90.0, 90.0, 90.0), "zone": (0, 0, 1), "voltage_kv": 120.0}
+    place = geometry(shell_beams(at["cell"], at["zone"], 5), tilt_disc(5, 60.0)[0], **at)
+    u = random_u(np.random.default_rng(5), place.dhkl, 0.1)
+    write_larbed(path, *simulate_pattern("pattern", u, place, 150.0, **at))
+
+
 GOOD = {
-    "powder": ("list.txt", "# q2\n" + "".join(f"{q2:.8f}\n" for _, q2 in ALUMINIUM)),
-    "laue": ("frame.cor", GERMANIUM.read_text()),
+    "powder": lambda path: path.write_text("# q2\n" + "".join(f"{q2:.8f}\n" for _, q2 in ALUMINIUM)),
+    "laue": lambda path: path.write_bytes(GERMANIUM.read_bytes()),
+    "bloch": _rocked,
 }
-QUICK = {"powder": {"effort": "quick", "lattice": ["cP", "cI", "cF"]}, "laue": {"materials": ["Ge"]}}
+QUICK = {
+    "powder": {"effort": "quick", "lattice": ["cP", "cI", "cF"]},
+    "laue": {"materials": ["Ge"]},
+    "bloch": {"thickness_nm": [10, 30]},
+}
 
 
 @pytest.fixture(scope="module", params=sorted(stages.STAGES))
@@ -36,9 +53,8 @@ def stage(name):
 
 @pytest.fixture(scope="module")
 def items(stage, name, tmp_path_factory) -> list[Item]:
-    file, text = GOOD[name]
-    path = tmp_path_factory.mktemp(name) / file
-    path.write_text(text)
+    path = tmp_path_factory.mktemp(name) / "good"
+    GOOD[name](path)
     return stage.read(str(path))
 
 

@@ -109,7 +109,7 @@ def test_dim_grains_that_show_a_tenth_of_their_rays():
 
 
 def test_a_lattice_of_the_same_directions_is_not_taken_for_another():
-    """Copper and silicon are cubic: their directions are the same, but those of copper end at two thirds of the band."""
+    """Both are cubic, with the same directions, but the spots of copper end at two thirds of the band."""
     assert indexed(simulated(["Cu"], seed=10), ["Si"]) == []
 
 
