@@ -3,8 +3,8 @@
 Where a beam is far from its Bragg position its intensity goes as sin^2(pi t s) / s^2, so the Fourier transform of
 s^2 I along the excitation error s peaks at the thickness; tilts on a grid repeat the peak, and a few candidates remain.
 From each, structure factors near zero are let grow by strongly damped steps on some of the tilts, which is cheap, and
-the best go on with all of them. The search ends when a start explains the pattern exactly, or when two of them end at
-the same best solution, or when the time is over.
+the best go on with all of them. Other starts are the best so far, disturbed. The search ends when the pattern is
+explained but for its counting noise, or when the time or the starts are used up.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mlindex.bloch import refine
 from mlindex.bloch.beams import Geometry
 from mlindex.bloch.jacobian import Unknowns, parameters_from_u, u_from_parameters, unknowns
 from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, weighted_r, with_origin
+from mlindex.bloch.noise import quantum, r_of_noise
 from mlindex.bloch.propagate import intensities
 
 _GRID = 2.0  # A, of the thicknesses that are tried in the transform
@@ -34,8 +35,9 @@ _STEPS, _ROUNDS = 30, 6  # of a cheap start; rounds of as many steps on all tilt
 _TILTS = 64  # of a cheap start, for up to 13 beams; more with more beams
 _EXACT = 1e-6  # R factor where nothing is left to explain
 _PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
-_STARTS = 1000
-_OTHERS, _APART, _KEPT = 6, 5.0, 2.0  # other solutions seen, how much worse than the best, and which are kept
+_STARTS = 300
+_KEPT, _ALIKE = 2.0, 0.3  # cost against the best of what is reported; share of a residual that is no other solution
+_NOISE = 1.15  # R factor against that of the counting noise where nothing is left to explain
 
 
 def thickness_candidates(
@@ -164,6 +166,7 @@ def invert(
     places = _Thicknesses(thickness_candidates(observed, geometry, thickness))
     # A peak of the transform is as wide as the range of excitation errors is narrow
     width = geometry.k0 / max(float(np.ptp(geometry.excitation)), 1e-9)
+    enough = max(_EXACT, _NOISE * r_of_noise(observed, quantum(observed)))
     found: list[tuple[refine.State, int]] = []
     costs: list[float] = []
     with jax.enable_x64(True):
@@ -184,11 +187,11 @@ def invert(
             if float(state.cost) <= _KEPT * min(costs):
                 found = _ranked(found, state)
             over = seconds is not None and time.monotonic() - began > seconds
-            if over or _explained(*found[0], costs):
+            if over or float(found[0][0].r_factor) < enough:
                 break
         lowest = float(found[0][0].cost)
         kept = [(s, k) for s, k in found if float(s.cost) <= _KEPT * lowest + 1e-12]
-        return [_solution(s, k, observed, geometry, every, how, free) for s, k in kept]
+        return _distinct([_solution(s, k, observed, geometry, every, how, free) for s, k in kept])
 
 
 def _phase(depth: float, geometry: Geometry) -> float:
@@ -199,15 +202,13 @@ def _depth(state: refine.State, geometry: Geometry) -> float:
     return float(state.x[-1]) * refine.PHASE * geometry.k0 / np.pi
 
 
-def _explained(best: refine.State, agreement: int, costs: list[float]) -> bool:
-    """Whether nothing is left to explain: no residual at all, or two starts agree on a cost that no other comes near.
-
-    Beside the truth of a noisy pattern there is nothing for a long way; beside a local minimum there are more of them.
-    """
-    if float(best.r_factor) < _EXACT:
-        return True
-    others = [cost for cost in costs if cost > (1 + _SAME) * float(best.cost)]
-    return agreement >= 2 and len(others) >= _OTHERS and min(others) > _APART * float(best.cost)
+def _distinct(solutions: list[Solution]) -> list[Solution]:
+    """The solutions, best first, without those whose pattern is that of a better one but for a part of its residual."""
+    kept: list[Solution] = []
+    for one in solutions:
+        if all(r_factor(other.intensity, one.intensity) > _ALIKE * other.r_factor + _EXACT for other in kept):
+            kept.append(one)
+    return kept
 
 
 def _polished(grown: refine.State, every: refine.Data, how: Unknowns, free: NDArray, best: float) -> refine.State:
