@@ -110,7 +110,7 @@ class BlochSettings(Settings):
     # a CIF, or lines 'h k l re im' (1/angstrom^2); None: the CIF that the pattern names; "blind": neither
     start: str | None = None
     real: bool = False  # the crystal has its centre at the origin, in projection: every U is real
-    seconds: float | None = Field(None, gt=0)  # a pattern: begin nothing new after these; None: as long as it takes
+    seconds: float = Field(1200.0, gt=0)  # a pattern: no new start after these, what is best by then is the answer
     seed: int = Field(0, ge=0)
     alternatives: int = Field(3, ge=0, le=100)  # other solutions that explain a pattern nearly as well, at most
     _base: Path = PrivateAttr(default_factory=Path)

@@ -28,10 +28,12 @@ _FAR = 0.3  # of the largest excitation error, beyond which fringes count
 _PEAKS, _LEAST = 8, 0.35  # thicknesses, and how strong against the best
 _SMALL, _DAMPED = 0.01, 1.0  # 1/A^2 of a random start; its damping
 _KINDS = ((_SMALL, _DAMPED), (3 * _SMALL, 1e-2), (_SMALL, 10.0))  # sizes and dampings that succeed where others do not
-_BEST = 0.4  # how often a start is not at the thickness that served best
+_BEST = 0.4  # how often a start is at the thickness that served best, when each has had two
 _HOPS, _DISTURBED = 0.4, (0.3, 1.0)  # how often a start is the best solution disturbed, and by what fraction
 _HOPEFUL = 0.35  # R factor of a solution that is worth disturbing
-_STEPS, _ROUNDS = 30, 6  # of a cheap start; rounds of as many steps on all tilts
+_STEPS = 30  # of a cheap start
+_ROUNDS, _ROUND = 6, 10  # on all tilts, and the steps in each
+_LIGHT = (1e-2, 1e-4)  # damping of the first of them, and of the others
 _TILTS = 64  # of a cheap start, for up to 13 beams; more with more beams
 _EXACT = 1e-6  # R factor where nothing is left to explain
 _PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
@@ -65,7 +67,7 @@ def thickness_candidates(
 
 
 class _Thicknesses:
-    """Where the next start is made: all candidates in turn, and more and more often the one that served best."""
+    """Where the next start is made: all candidates in turn twice, then often the one that served best."""
 
     def __init__(self, candidates: Float[np.ndarray, " k"]) -> None:
         self.depth = np.array(candidates)
@@ -168,7 +170,7 @@ def invert(
     width = geometry.k0 / max(float(np.ptp(geometry.excitation)), 1e-9)
     enough = max(_EXACT, _NOISE * r_of_noise(observed, quantum(observed)))
     found: list[tuple[refine.State, int]] = []
-    costs: list[float] = []
+    lowest = np.inf
     with jax.enable_x64(True):
         every = refine.blocked(geometry, observed)
         size = min(len(observed), _TILTS * max(1, round(geometry.shape[1] / 13)))
@@ -180,16 +182,15 @@ def invert(
             chosen = np.sort(rng.permutation(len(observed))[:size])
             data = refine.blocked(geometry, observed, chosen)
             grown = refine.fitted(np.append(x, _phase(depth, geometry)), damping, data, how, free, _STEPS)
-            state = _polished(grown, every, how, free, min(costs, default=np.inf))
+            state = _polished(grown, every, how, free, lowest)
             if not hop:
                 places.learn(which, _depth(grown, geometry), float(grown.cost))
-            costs.append(float(state.cost))
-            if float(state.cost) <= _KEPT * min(costs):
+            lowest = min(lowest, float(state.cost))
+            if float(state.cost) <= _KEPT * lowest:
                 found = _ranked(found, state)
             over = seconds is not None and time.monotonic() - began > seconds
             if over or float(found[0][0].r_factor) < enough:
                 break
-        lowest = float(found[0][0].cost)
         kept = [(s, k) for s, k in found if float(s.cost) <= _KEPT * lowest + 1e-12]
         return _distinct([_solution(s, k, observed, geometry, every, how, free) for s, k in kept])
 
@@ -213,10 +214,10 @@ def _distinct(solutions: list[Solution]) -> list[Solution]:
 
 def _polished(grown: refine.State, every: refine.Data, how: Unknowns, free: NDArray, best: float) -> refine.State:
     """A start after steps on all tilts, as many as it needs; fewer where it stays far behind the `best` cost."""
-    now = refine.fitted(grown.x, 1e-2, every, how, free, 10)
+    now = refine.fitted(grown.x, _LIGHT[0], every, how, free, _ROUND)
     for _ in range(_ROUNDS):
         before = float(now.cost)
-        now = refine.fitted(now.x, 1e-4, every, how, free, 10)
+        now = refine.fitted(now.x, _LIGHT[1], every, how, free, _ROUND)
         cost = float(now.cost)
         done = float(now.r_factor) < _EXACT or cost > (1 - 1e-4) * before
         # The rate at which the cost falls says where it may end

@@ -149,9 +149,7 @@ def invert_larbed(
     real: Annotated[
         bool, typer.Option("--real", help="The crystal has its centre at the origin, in projection: every U is real.")
     ] = False,
-    seconds: Annotated[
-        float | None, typer.Option(help="Begin nothing new for a pattern after these. Default: as long as it takes.")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="No new start for a pattern after these; default 1200.")] = None,
     alternatives: Annotated[
         int | None, typer.Option(help="Other solutions that explain a pattern nearly as well, at most; default 3.")
     ] = None,

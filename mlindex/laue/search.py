@@ -26,7 +26,7 @@ from mlindex.records import InputError
 THRESHOLD = 40.0  # nats that a grain must be likelier than chance; orientations differ in about e^25 ways
 LEAST_SPOTS = 6
 # Share of the strongest rays that must be seen, by whether atoms say which these are; two lattices of different kinds
-# agree in less (0.57 was the most in 1,700 frames), true grains show more (0.71 and up where atoms are known)
+# agree in less (0.57 was the most in 1,700 frames), true ones of whole frames in more than 0.71, dim ones 0.6
 LEAST_COVERAGE = {True: 0.58, False: 0.45}
 GREATEST_STRAIN = 0.01
 

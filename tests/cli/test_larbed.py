@@ -18,31 +18,14 @@ import mlindex
 from mlindex.bloch import search
 from mlindex.bloch.beams import geometry
 from mlindex.bloch.judge import Solution, r_factor, with_origin
-from mlindex.cli.main import main
 from mlindex.formats.larbed import read_larbed, read_truth
 from mlindex.report.bloch_patterns import mosaic
-from mlindex.runtime import device
 from mlindex.runtime.shards import read_results
-from tests.cli.conftest import Answer
 from tests.cli.test_startup import HEAVY
 from tests.report.page_reader import Page
 
 SLURM = Path(mlindex.__file__).parents[1] / "slurm"
 CELL = "3.905,3.905,3.905,90,90,90"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run("invert", "larbed", ...) -> exit status, standard output, standard error; in this process, on its device."""
-    monkeypatch.setattr(device, "apply", lambda *a: None)
-
-    def call(*arguments: object) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), said.out, said.err)
-
-    return call
 
 
 def simulated(run, path: Path, *more: object) -> Path:
