@@ -6,7 +6,8 @@ diagonal. Three ways to the same result:
 - `by_eigenvectors`: A = V diag(w) V^+, all thicknesses for one decomposition; A must be Hermitian.
 - `by_squaring`: exp by Taylor polynomial, scaling and squaring; A may absorb (not be Hermitian).
 - `by_chebyshev`: the exponential applied to e_0 alone, a Chebyshev series in products of U with all tilts at once; all
-  thicknesses for one series; A may absorb a little.
+  thicknesses for one series; A may absorb a little. Without absorption, and with beams in pairs g, -g, the same in
+  real numbers and for two tilts at once: `standing.by_standing_waves`.
 
 The kernels are pure and keep the dtype of what they get. `intensities` chooses and compiles.
 
@@ -23,14 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact, Int
-from scipy.special import jv
 
+from mlindex.bloch import standing
 from mlindex.bloch.beams import Geometry
 
 Method = Literal["eigenvectors", "squaring", "chebyshev"]
 _SQUARED_NORM = 0.5  # of the matrix whose exponential is a Taylor polynomial of _ORDER: remainder 0.5^13 / 13! = 2e-14
 _ORDER = 12
-_CACHED = 8000  # tilts times beams of a part of the series on a CPU
+_CACHED = 8000  # numbers of a vector of a part of the series on a CPU
+_TOLERANCE = 1e-14  # of the rest of a series
+_WORTH = 500  # tilts times half of what U can add to the range of eigenvalues, a beam, where closer bounds pay
 
 
 def structure_matrix(u: Inexact[Any, "*b d"], geometry: Geometry) -> Inexact[Any, "*b n n"]:
@@ -118,23 +121,34 @@ def by_chebyshev(
 
 
 def series(
-    reach: Float[np.ndarray, " t"], tolerance: float = 1e-15, growth: float = 0.0
+    reach: Float[np.ndarray, " t"], tolerance: float = _TOLERANCE, growth: float = 0.0
 ) -> Float[np.ndarray, "pairs 2 t"]:
     """(2 - delta_k0) J_k(R) with the signs of i^k, without the i of odd k, for each R in `reach`: as many as leave a
-    rest below `tolerance` where |T_k| <= exp(k growth)."""
+    rest below `tolerance` where |T_k| <= exp(k growth).
+
+    They are the coefficients of z^k in exp(i R (z + 1/z) / 2), from its values on the circle |z| = exp(growth), where
+    those of all k that matter are of a size (Abramowitz & Stegun 9.1.41).
+    """
     top = float(np.max(reach, initial=0.0))
     # J_k(R) falls faster than exponentially beyond k = R, over a width of R^(1/3)
     terms = 2 * math.ceil((top * (1 + growth) + 12 * (top + 1) ** (1 / 3) + 20) * (1 + growth) / 2)
-    k = np.arange(terms)
-    values = (2 - (k == 0))[:, None] * jv(k[:, None], np.asarray(reach)[None])
-    size = np.abs(values).max(1) * np.exp(np.minimum(k * growth, 700))
-    pairs = np.flatnonzero(size > tolerance)[-1] // 2 + 1
-    sign = np.array([1, 1, -1, -1])[k % 4]
-    return (sign[:, None] * values)[: 2 * pairs].reshape(pairs, 2, -1)
+    size = 2 ** math.ceil(math.log2(2 * terms))
+    z = np.exp(growth + 2j * np.pi / size * np.arange(size))[:, None]
+    values = np.exp(0.5j * np.asarray(reach) * (z + 1 / z))
+    grown = np.fft.fft(values, axis=0)[:terms] / size
+    grown[1:] *= 2
+    floor = np.finfo(float).eps * np.abs(values).max(initial=1.0)  # of the errors of the transform
+    pairs = np.flatnonzero(np.abs(grown).max(1, initial=0.0) > max(tolerance, floor))[-1] // 2 + 1
+    kept = grown[: 2 * pairs] * np.exp(-growth * np.arange(2 * pairs))[:, None]
+    return np.stack([kept[::2].real, kept[1::2].imag], 1)
 
 
-def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, device: str = "cpu") -> Method:
+def choose(
+    n: int, terms: float, thicknesses: int = 1, *, real: bool = False, paired: bool = False, device: str = "cpu"
+) -> Method:
     """The fastest way for `n` beams, a series of `terms` and so many thicknesses; only for Hermitian matrices.
+
+    `paired`: the beams are in pairs g, -g.
 
     On a CPU by the times that `benchmarks/speed/bloch.py` found on one core, in microseconds a tilt, within a factor of
     1.5 from 13 to 97 beams: each term is a product of a matrix and a vector. On other devices nothing was measured; the
@@ -142,22 +156,36 @@ def choose(n: int, terms: float, thicknesses: int = 1, *, real: bool = False, de
     """
     if device != "cpu":
         return "chebyshev"
-    cost = terms * (2e-4 * n**2 + 6e-3 * n + 2e-3 * n * thicknesses) / (4.5 if real else 1)
+    if paired:  # and as if no tilt had its opposite
+        cost = terms * n * ((1e-3 + 1.8e-5 * n) if real else (1.8e-3 + 7e-5 * n) + 4e-4 * (thicknesses - 1))
+    else:
+        cost = terms * (2e-4 * n**2 + 6e-3 * n + 2e-3 * n * thicknesses) / (4.5 if real else 1)
     other = (1.2e-3 * n**3 + 0.1 * n**2) / (1.7 if real else 1) + 5e-4 * n**2 * thicknesses
     return "chebyshev" if cost < other else "eigenvectors"
 
 
-def _parts(matrix: Any, diagonal: Any, coefficients: Any, pairs: Any, origin: Any) -> Any:
-    """`by_chebyshev` of one part of the tilts after the other."""
-    every = (matrix, diagonal, coefficients, pairs)
-    return jax.lax.map(lambda part: by_chebyshev(part[0], part[1], part[2], part[3], origin), every)
+def _travelling_parts(every: Any, origin: Any, squared: bool) -> Any:
+    """`by_chebyshev` of one part of the tilts after the other: parts, thicknesses, 1, beams, tilts."""
+
+    def one(part: Any) -> Any:
+        p, q = by_chebyshev(part[0], part[1], part[2], part[3], origin)
+        return _seen(p.real - q.imag, p.imag + q.real, squared)[:, None]
+
+    return jax.lax.map(one, every)
 
 
-_kernels = {
-    "eigenvectors": jax.jit(by_eigenvectors),
-    "squaring": jax.jit(by_squaring),
-    "chebyshev": jax.jit(_parts),
-}
+def _standing_parts(every: Any, squared: bool) -> Any:
+    """`by_standing_waves` of one part after the other: parts, thicknesses, tilts k and -k, beams, tilts."""
+    return jax.lax.map(lambda part: _seen(*standing.by_standing_waves(*part), squared), every)
+
+
+def _seen(real: Any, imaginary: Any, squared: bool) -> Any:
+    return real**2 + imaginary**2 if squared else real + 1j * imaginary
+
+
+_eigenvectors, _squaring = jax.jit(by_eigenvectors), jax.jit(by_squaring)
+_travelling = jax.jit(_travelling_parts, static_argnums=2)
+_standing = jax.jit(_standing_parts, static_argnums=1)
 
 
 def amplitudes(
@@ -175,14 +203,7 @@ def amplitudes(
     Raises `ValueError` for u of another length, thicknesses that are negative or not finite, and `eigenvectors` of a
     matrix that is not Hermitian.
     """
-    values, depth = np.asarray(u), np.atleast_1d(np.asarray(thickness, np.float64))
-    if values.shape != (len(geometry.dhkl),):
-        raise ValueError(f"{len(geometry.dhkl)} structure factors are needed, one a difference of beams, not {u.shape}")
-    if depth.ndim > 1 or not np.all(np.isfinite(depth) & (depth >= 0)):
-        raise ValueError(f"thicknesses must be finite and not negative (A), not {thickness}")
-    with jax.enable_x64(not single):
-        psi = _propagate(structure_matrix(values, geometry), geometry, depth, method, single)
-    return psi if np.ndim(thickness) else psi[0]
+    return _seen_at(u, geometry, thickness, method, single, False)
 
 
 def intensities(
@@ -194,12 +215,25 @@ def intensities(
     single: bool = False,
 ) -> Float[np.ndarray, "*t m n"]:
     """|psi|^2 of `amplitudes`, tilts by beams; without absorption the beams of a tilt sum to 1."""
-    psi = amplitudes(u, geometry, thickness, method=method, single=single)
-    return psi.real**2 + psi.imag**2
+    return _seen_at(u, geometry, thickness, method, single, True)
+
+
+def _seen_at(
+    u: np.ndarray, geometry: Geometry, thickness: Any, method: Method | None, single: bool, squared: bool
+) -> np.ndarray:
+    """`intensities` where they are wanted `squared`, or `amplitudes`."""
+    values, depth = np.asarray(u), np.atleast_1d(np.asarray(thickness, np.float64))
+    if values.shape != (len(geometry.dhkl),):
+        raise ValueError(f"{len(geometry.dhkl)} structure factors are needed, one a difference of beams, not {u.shape}")
+    if depth.ndim > 1 or not np.all(np.isfinite(depth) & (depth >= 0)):
+        raise ValueError(f"thicknesses must be finite and not negative (A), not {thickness}")
+    with jax.enable_x64(not single):
+        found = _propagate(structure_matrix(values, geometry), geometry, depth, method, single, squared)
+    return found if np.ndim(thickness) else found[0]
 
 
 def _propagate(
-    matrix: np.ndarray, geometry: Geometry, depth: np.ndarray, method: Method | None, single: bool
+    matrix: np.ndarray, geometry: Geometry, depth: np.ndarray, method: Method | None, single: bool, squared: bool
 ) -> np.ndarray:
     phase = phase_from_thickness(depth, geometry.k0)
     hermitian = (matrix + matrix.conj().T) / 2
@@ -209,65 +243,84 @@ def _propagate(
     )
     if method == "eigenvectors" and loss:
         raise ValueError("these structure factors absorb (u at -g is not the conjugate of u at g); use another method")
+    if not np.abs(hermitian.imag).max() > 1e-15 * np.abs(hermitian.real).max():
+        hermitian = hermitian.real  # centrosymmetric about the origin: four times cheaper
     if not loss:
         matrix = hermitian
-        if not np.abs(matrix.imag).max() > 1e-15 * np.abs(matrix.real).max():
-            matrix = matrix.real  # centrosymmetric about the origin: four times cheaper
+    beams = None if loss else standing.beam_pairs(geometry)
     # Weyl: the eigenvalues of a sum lie within the sum of the ranges
     low, *_, high = np.linalg.eigvalsh(hermitian)[[0, -1]]
     below, above = geometry.excitation.min(1) + low, geometry.excitation.max(1) + high
+    longest = phase.max(initial=0.0)
     if method is None:
-        terms = float((above - below).max() / 2 * phase.max(initial=0.0)) + 30
-        best = choose(len(matrix), terms, len(depth), real=not np.iscomplexobj(matrix), device=jax.default_backend())
-        method = best if not loss else "chebyshev" if loss * phase.max(initial=0.0) < 3 else "squaring"
+        real, terms = not np.iscomplexobj(matrix), float((above - below).max() / 2 * longest) + 30
+        best = choose(len(matrix), terms, len(depth), real=real, paired=beams is not None, device=jax.default_backend())
+        method = best if not loss else "chebyshev" if loss * longest < 3 else "squaring"
     if method == "chebyshev":
-        return _by_series(matrix, geometry, phase, below, above, loss, single)
-    real, complex_type = (np.float32, np.complex64) if single else (np.float64, np.complex128)
-    given = jnp.asarray(geometry.excitation, real), jnp.asarray(phase, real), geometry.origin
+        worth = len(below) * (high - low) * longest > _WORTH * len(matrix)
+        if beams and worth and not np.any(np.abs(geometry.g[:, 2]) > 1e-12):
+            closer = standing.spectrum_ends(matrix, geometry)
+            below, above = np.maximum(below, closer[0]), np.minimum(above, closer[1])
+        return _by_series(matrix, geometry, phase, (below, above), beams, loss, single, squared)
+    real_type, complex_type = (np.float32, np.complex64) if single else (np.float64, np.complex128)
+    given = jnp.asarray(geometry.excitation, real_type), jnp.asarray(phase, real_type), geometry.origin
     if method == "squaring":
-        norm = (np.maximum(np.abs(below), np.abs(above)).max() + loss) * phase.max(initial=0.0)
+        norm = (np.maximum(np.abs(below), np.abs(above)).max() + loss) * longest
         squarings = max(1, math.ceil(math.log2(norm / _SQUARED_NORM))) if norm else 1
-        return np.asarray(_kernels["squaring"](jnp.asarray(matrix, complex_type), *given, squarings))
-    return np.asarray(
-        _kernels["eigenvectors"](jnp.asarray(matrix, complex_type if np.iscomplexobj(matrix) else real), *given)
-    )
+        psi = np.asarray(_squaring(jnp.asarray(matrix, complex_type), *given, squarings))
+    else:
+        kind = complex_type if np.iscomplexobj(matrix) else real_type
+        psi = np.asarray(_eigenvectors(jnp.asarray(matrix, kind), *given))
+    return psi.real**2 + psi.imag**2 if squared else psi
 
 
 def _by_series(
     matrix: np.ndarray,
     geometry: Geometry,
     phase: np.ndarray,
-    below: np.ndarray,
-    above: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
+    beams: tuple[np.ndarray, np.ndarray] | None,
     loss: float,
     single: bool,
+    squared: bool,
 ) -> np.ndarray:
-    """`by_chebyshev` for tilts whose eigenvalues lie from `below` to `above`, in parts of like range."""
+    """The series for tilts with eigenvalues between the `ends`, in parts of like range; standing waves of `beams`."""
     m, n = geometry.shape
     real, complex_type = (np.float32, np.complex64) if single else (np.float64, np.complex128)
+    pairs = standing.tilt_pairs(geometry, *beams) if beams else (np.arange(m),)
+    columns = len(pairs[0]) * (2 if beams and np.iscomplexobj(matrix) else 1)
     # On a CPU a part stays in the nearest cache; a small range needs fewer terms than a large one
-    parts = max(1, math.ceil(m * n / _CACHED)) if jax.default_backend() == "cpu" else 1
-    order = np.argsort(above - below, kind="stable")
-    rows = np.pad(order, (0, -m % parts), mode="edge").reshape(parts, -1)
-    middle = (below + above) / 2
+    parts = max(1, math.ceil(columns * n / _CACHED)) if jax.default_backend() == "cpu" else 1
+    width, middle = ends[1] - ends[0], (ends[0] + ends[1]) / 2
+    order = np.argsort(width[pairs[0]], kind="stable")
+    rows = np.pad(order, (0, -len(order) % parts), mode="edge").reshape(parts, -1)
+    tilts = pairs[0][rows]
     # An eigenvalue with an imaginary part must not lie at the end of the interval, where T_k grows fastest beside it
-    radius = np.maximum((above - below)[rows].max(1) / 2 * (1.1 if loss else 1.0), 1e-12)
-    sums = [series(phase * r, 1e-8 if single else 1e-15, 2.5 * loss / float(r)) for r in radius]
+    radius = np.maximum(width[tilts].max(1) / 2 * (1.1 if loss else 1.0), 1e-12)
+    sums = [series(phase * r, 1e-8 if single else _TOLERANCE, 2.5 * loss / float(r)) for r in radius]
     longest = max(map(len, sums))
     coefficients = np.zeros(
         (parts, max(32, 2 ** math.ceil(math.log2(longest))), 2, len(phase))
     )  # few shapes to compile
     for k, one in enumerate(sums):
         coefficients[k, : len(one)] = one
-    diagonal = np.swapaxes((geometry.excitation - middle[:, None])[rows], 1, 2) / radius[:, None, None]
-    even, odd = _kernels["chebyshev"](
-        jnp.asarray(matrix / radius[:, None, None], complex_type if np.iscomplexobj(matrix) else real),
-        jnp.asarray(diagonal, real),
-        jnp.asarray(coefficients, real),
-        np.array([len(one) for one in sums]),
-        geometry.origin,
-    )
-    psi = np.asarray(even) + 1j * np.asarray(odd)  # parts, thicknesses, beams, tilts
-    found = np.empty((len(phase), m, n), complex_type)
-    found[:, order] = psi.transpose(1, 0, 3, 2).reshape(len(phase), -1, n)[:, :m]
-    return found * np.exp(1j * phase[:, None] * middle)[..., None].astype(complex_type)
+    terms = jnp.asarray(coefficients, real), np.array([len(one) for one in sums])
+    diagonal = (geometry.excitation - middle[:, None])[tilts] / radius[:, None, None]
+    if beams:
+        matrix = standing.standing_matrix(matrix, *beams, geometry.origin)
+        halves = standing.standing_diagonal(diagonal.reshape(-1, n), *beams, geometry.origin)
+        halves = halves.reshape(2, parts, -1, halves.shape[-1]).swapaxes(2, 3)
+        scaled = jnp.asarray(matrix / radius.reshape(-1, *[1] * matrix.ndim), real)
+        found = _standing((scaled, jnp.asarray(halves[0], real), jnp.asarray(halves[1], real), *terms), squared)
+        place = np.argsort(np.concatenate([[geometry.origin], *beams]))
+    else:
+        scaled = jnp.asarray(matrix / radius[:, None, None], complex_type if np.iscomplexobj(matrix) else real)
+        diagonal = jnp.asarray(diagonal.swapaxes(1, 2), real)
+        found = _travelling((scaled, diagonal, *terms), geometry.origin, squared)
+        place = np.arange(n)
+    # parts, thicknesses, k and -k, beams, tilts
+    ordered = np.asarray(found).take(place, 3).transpose(2, 1, 0, 4, 3).reshape(len(pairs), len(phase), -1, n)
+    out = np.empty((len(phase), m, n), ordered.dtype)
+    for tilt, one in zip(pairs[::-1], ordered[::-1], strict=True):  # where -k is no tilt, what stands at k is replaced
+        out[:, tilt[rows.ravel()]] = one
+    return out if squared else out * np.exp(1j * phase[:, None] * middle)[..., None].astype(complex_type)

@@ -11,6 +11,7 @@ from scipy.linalg import expm
 from mlindex.bloch.beams import Geometry, geometry, shell_beams, tilt_disc, zone_beams
 from mlindex.bloch.propagate import amplitudes, choose, intensities, phase_from_thickness, series, structure_matrix
 from mlindex.bloch.simulate import random_u
+from mlindex.bloch.standing import beam_pairs, spectrum_ends, standing_diagonal, standing_matrix, tilt_pairs
 
 CUBIC = (3.905, 3.905, 3.905, 90.0, 90.0, 90.0)
 METHODS = ("eigenvectors", "squaring", "chebyshev")
@@ -162,13 +163,85 @@ def test_the_series_is_the_exponential(reach, x):
     assert abs(terms[::2].sum() + 1j * terms[1::2].sum() - np.exp(1j * reach * x)) < 1e-11
 
 
+@given(reach=st.lists(st.floats(0, 2000), min_size=1, max_size=3), most=st.floats(0, 5))
+def test_the_coefficients_are_bessel_functions(reach, most):
+    """SciPy's; those left out are below the tolerance, also where the polynomials grow."""
+    from scipy.special import jv
+
+    growth = most / (1 + max(reach))
+    c = series(np.array(reach), 1e-12, growth)
+    k = np.arange(2 * len(c))
+    wanted = (2 - (k == 0))[:, None] * np.array([1, 1, -1, -1])[k % 4][:, None] * jv(k[:, None], np.array(reach))
+    np.testing.assert_allclose(c.reshape(wanted.shape), wanted, rtol=0, atol=1e-11)
+    rest = np.arange(len(k), len(k) + 100)
+    assert np.all(np.abs(2 * jv(rest[:, None], np.array(reach))) * np.exp(rest * growth)[:, None] < 1e-11)
+
+
+def of_few(which: str) -> Geometry:
+    """Beams and tilts of which some have no opposite."""
+    tilt, hkl = tilt_disc(3, 40.0)[0], shell_beams(CUBIC, (0, 0, 1), 9)
+    if which == "tilts":
+        tilt = np.vstack([tilt[::3] + 1, tilt[:9], tilt[3:6], -tilt[:2]])  # and some twice
+    elif which == "beams":
+        hkl = hkl[:-1]
+    elif which == "higher zones":
+        hkl = np.vstack([hkl, [[7, 0, 1], [-7, 0, -1]]])
+    return geometry(hkl, tilt, cell=CUBIC, zone=(0, 0, 1), voltage_kv=120.0)
+
+
+@pytest.mark.parametrize("which", ["all", "tilts", "beams", "higher zones"])
+@pytest.mark.parametrize("real", [False, True])
+def test_pairs_change_nothing(which, real):
+    """The series with and without opposite beams and tilts against the eigenvectors of each tilt alone."""
+    at = of_few(which)
+    u = random_u(np.random.default_rng(5), at.dhkl, real=real)
+    assert (beam_pairs(at) is None) == (which == "beams")
+    if which != "beams":
+        first, second = tilt_pairs(at, *beam_pairs(at))
+        np.testing.assert_array_equal(np.unique(np.concatenate([first, second])), np.arange(len(at.kt)))
+        pairs = {"all": 14, "higher zones": 0}.get(which)
+        assert pairs is None or np.sum(first != second) == pairs
+        assert np.all((first == second) | (np.abs(at.kt[first] + at.kt[second]).max(1) < 1e-12))
+    depth = np.array([120.0, 400.0])
+    for seen in (amplitudes, intensities):
+        wanted = seen(u, at, depth, method="eigenvectors")
+        np.testing.assert_allclose(seen(u, at, depth, method="chebyshev"), wanted, atol=1e-12)
+
+
+@given(seed=seeds, real=st.booleans())
+def test_standing_waves_are_another_basis(seed, real):
+    """The same eigenvalues, from a matrix U that is real, and bounds around them."""
+    at = square(13, 2)
+    u = random_u(np.random.default_rng(seed), at.dhkl, real=real)
+    matrix = structure_matrix(u, at)
+    beams = beam_pairs(at)
+    e, o = standing_diagonal(at.excitation, *beams, at.origin)
+    own = standing_matrix(matrix.real if real else matrix, *beams, at.origin)
+    h = len(beams[0]) + 1
+    if real:
+        both = np.zeros((2 * h, 2 * h))
+        both[:h, :h], both[h:, h:] = own
+        own = both
+    kept = np.delete(np.arange(2 * h), h)  # there is no sine of 000
+    low, high = spectrum_ends(matrix, at)
+    for k in range(len(at.kt)):
+        mixing = np.block([[np.diag(e[k]), 1j * np.diag(o[k])], [-1j * np.diag(o[k]), np.diag(e[k])]])
+        found = np.linalg.eigvalsh((own + mixing)[np.ix_(kept, kept)])
+        wanted = np.linalg.eigvalsh(matrix + np.diag(at.excitation[k]))
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
+        assert low[k] <= wanted[0] + 1e-12 and high[k] >= wanted[-1] - 1e-12
+    assert np.max(high - low) < np.ptp(at.excitation, axis=1).max() + np.ptp(np.linalg.eigvalsh(matrix))
+
+
 def test_a_phase_in_radians():
     assert phase_from_thickness(300.0, 30.0) == pytest.approx(2 * np.pi * 300 / (2 * 30))
 
 
 def test_the_choice():
     assert choose(97, 500.0) == choose(25, 200.0) == "chebyshev"
-    assert choose(13, 100_000.0) == "eigenvectors"  # a very thick slab: the eigenvectors do not mind
+    assert choose(97, 500.0, paired=True) == choose(25, 200.0, real=True, paired=True) == "chebyshev"
+    for paired in (False, True):  # a very thick slab: the eigenvectors do not mind
+        assert choose(13, 100_000.0, paired=paired) == "eigenvectors"
     assert choose(13, 100_000.0, device="gpu") == "chebyshev"
 
 
