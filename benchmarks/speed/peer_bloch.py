@@ -5,8 +5,9 @@
 Run by the interpreter of an environment of its own that has the peer, on one core. Both decompose one matrix a tilt.
 What does not depend on the tilt is prepared before the clock starts: structure factors (given, so that all programs
 have the same), beams, caches. Of abTEM that is called which its class `BlochWaves` calls, without the selection of
-beams. Prints one JSON line: milliseconds a tilt, of the processor and of the wall; the largest difference from the
-intensities in the file at tilt zero and anywhere (the geometries of a tilt differ).
+beams; its ensembles call the same, one orientation after the other, and with its precision float32 the matrix is
+complex128 all the same. Prints one JSON line: milliseconds a tilt, of the processor and of the wall; the largest
+difference from the intensities in the file at tilt zero and anywhere (the geometries of a tilt differ).
 """
 
 # ruff: noqa: E402
