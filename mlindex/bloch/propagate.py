@@ -151,8 +151,8 @@ def choose(
     `paired`: the beams are in pairs g, -g.
 
     On a CPU by the times that `benchmarks/speed/bloch.py` found on one core, in microseconds a tilt of a large batch,
-    within a factor of 1.5 from 13 to 97 beams: each term is a product of a matrix and a vector. On other devices nothing was measured; the
-    series is taken, because it is products of matrices alone.
+    within a factor of 1.5 from 13 to 97 beams: each term is a product of a matrix and a vector. On other devices
+    nothing was measured; the series is taken, because it is products of matrices alone.
     """
     if device != "cpu":
         return "chebyshev"
