@@ -26,6 +26,7 @@ from mlindex.cli.laue_options import (
     calibrate_laue,
     laue_settings,
 )
+from mlindex.cli.peaks import make_peaks
 from mlindex.cli.scan_options import SampleScan, SampleStep, ScanOption, StepOption, map_scan
 
 app = typer.Typer(
@@ -280,6 +281,7 @@ def train_laue(
     raise typer.Exit(laue.train_laue(*chosen, seed, minutes, output))
 
 
+app.command("peaks")(make_peaks)
 calibrate.command("laue")(calibrate_laue)
 invert.command("larbed")(invert_larbed)
 

@@ -21,6 +21,7 @@ _ALIASES: dict[str, Quantity] = {
     **dict.fromkeys(("tth", "2th", "2theta", "twotheta", "ttheta", "2t", "2thetaobs", "2thobs", "two-theta"), "tth"),
 }
 _INTENSITY = {"i", "height", "heights", "counts", "area", "irel", "i/i0", "iobs"}  # and what begins with int
+_ERROR = {"sigma", "esd", "err", "error", "errors", "uncertainty", "sig", "std", "stddev", "e"}
 _UNITS = {"deg", "degree", "degrees", "a", "å", "angstrom", "1/a", "1/å", "1/a2", "1/å2", "a1", "a2", "å1", "å2"}
 _FILLER = _UNITS | {"in", "unit", "units", "values", "list", "1/angstrom", "1/angstrom2"}
 _COMMENT = ("#", "!", "%", "//", ";")
@@ -29,12 +30,14 @@ _COMMENT = ("#", "!", "%", "//", ";")
 @dataclass(frozen=True)
 class Columns:
     """What a file holds before it is judged: columns of positions with their names (None: not said), each (n,) float64;
-    intensities (n,) and the wavelength in angstrom where the file has them.
+    intensities (n,) and the wavelength in angstrom where the file has them; `error` (n,), what may be the
+    uncertainty of the intensities.
     """
 
     positions: Sequence[tuple[Quantity | None, NDArray[np.float64]]]
     intensity: NDArray[np.float64] | None = None
     wavelength: float | None = None
+    error: NDArray[np.float64] | None = None
 
 
 def _plain(name: str) -> str:
@@ -184,6 +187,11 @@ def _selected(
     intensity = None if at_intensity is None else column(at_intensity, False)
     if intensity is not None and np.all(np.isnan(intensity)):
         intensity = None
+    at_error = next((index for index, name in header.items() if _plain(name) in _ERROR and index not in kinds), None)
+    if at_error is None and 2 not in header and max(len(values) for _, _, values in data) == 3:
+        at_error = 2
+    error = None if at_error is None else column(at_error, False)
     if not kinds:
-        return Columns([(None, column(0, True))], intensity, wavelength)
-    return Columns([(kind, column(index, True)) for index, kind in kinds.items()], intensity, wavelength)
+        return Columns([(None, column(0, True))], intensity, wavelength, error)
+    positions = [(kind, column(index, True)) for index, kind in kinds.items()]
+    return Columns(positions, intensity, wavelength, error)

@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,15 +85,22 @@ def read(path: Path | str, *, quantity: str | None = None, wavelength: float | N
             raise InputError(f"{path}: unknown quantity {quantity!r}; use one of {', '.join(_NAMES)}")
     if wavelength is not None and not is_wavelength(wavelength):
         raise InputError(f"{path}: the wavelength {wavelength:g} is not positive; give it in angstrom")
-    columns = _columns(path)
-    wavelength = _settle_wavelength(path, columns.wavelength, wavelength)
-    kind, position = _settle_quantity(path, columns, asked, wavelength)
-    return _checked(path, position, columns.intensity, kind, wavelength)
+    found = columns(path)
+    wavelength = _settle_wavelength(path, found.wavelength, wavelength)
+    kind, position = _settle_quantity(path, found, asked, wavelength)
+    return _checked(path, position, found.intensity, kind, wavelength)
 
 
-def write(path: Path | str, peaks: PeakList, *, quantity: Quantity = "q2") -> None:
+def write(
+    path: Path | str,
+    peaks: PeakList,
+    *,
+    quantity: Quantity = "q2",
+    more: Mapping[str, Float[np.ndarray, " n"]] | None = None,
+) -> None:
     """Write a peak list as text that `read` reads back: `# q2`, `# wavelength`, then the columns with all their digits.
 
+    `more` holds further columns by name, without blanks; `read` passes over those that name no position.
     Raises `InputError` where 2theta is asked of a list without a wavelength, or of lines out of its reach.
     """
     path = Path(path)
@@ -102,13 +109,20 @@ def write(path: Path | str, peaks: PeakList, *, quantity: Quantity = "q2") -> No
     position = position_from_q2(peaks.q2, quantity, peaks.wavelength)
     if not np.all(np.isfinite(position)):
         raise InputError(f"{path}: the wavelength does not reach every line; write q2, q or d")
-    names = [quantity, *(["intensity"] if peaks.intensity is not None else [])]
+    beside = dict(more or {}) if peaks.intensity is None else {"intensity": peaks.intensity, **(more or {})}
+    names = [quantity, *beside]
     head = [f"# {' '.join(names)}", *([f"# wavelength {peaks.wavelength!r}"] if peaks.wavelength is not None else [])]
-    rows = zip(*([position] if peaks.intensity is None else [position, peaks.intensity]), strict=True)
+    rows = zip(position, *beside.values(), strict=True)
     path.write_text("\n".join([*head, *(" ".join(repr(float(x)) for x in row) for row in rows)]) + "\n")
 
 
-def _columns(path: Path) -> Columns:
+def text(path: Path) -> str:
+    """The text in a file; raises `InputError` for one that is missing, empty, too large, or binary."""
+    return _decoded(path, _bytes(path))
+
+
+def columns(path: Path) -> Columns:
+    """What a file of any of the formats holds, before it is judged; raises `InputError`."""
     data = _bytes(path)
     if data.startswith(b"\x93NUMPY"):
         return _from_npy(path, data)
@@ -317,9 +331,18 @@ def _checked(
 
 
 def _refuse_pattern(path: Path, position: NDArray[np.float64]) -> None:
-    """A measured pattern taken for a peak list is the commonest mistake: many points at equal steps."""
-    if len(position) < 200:
-        return
+    """A measured pattern taken for a peak list is the commonest mistake."""
+    if at_equal_steps(position):
+        raise InputError(
+            f"{path}: is a measured pattern ({len(position)} points at equal steps); make its list with `mlindex peaks`"
+        )
+
+
+def at_equal_steps(position: Float[np.ndarray, " n"]) -> bool:
+    """Whether positions are those of a measured pattern: many, at equal steps but for what rounding does to them."""
+    if len(position) < 200 or not np.all(np.isfinite(position)):
+        return False
     step = np.diff(position)
-    if np.ptp(step) <= 0.02 * abs(float(np.median(step))) + 1e-12 * float(np.max(position)):
-        raise InputError(f"{path}: is a measured pattern ({len(position)} points at equal steps); give its peak list")
+    middle = abs(float(np.median(step)))
+    near = np.abs(np.abs(step) - middle) <= 0.15 * middle + 1e-12 * float(np.max(np.abs(position)))
+    return bool(np.mean(near) > 0.98) and bool(np.all(step > 0) or np.all(step < 0))

@@ -17,6 +17,16 @@ _K_ALPHA = {  # angstrom: K alpha 1, K alpha 2
     "mo": (0.70931715, 0.713607),
     "ag": (0.55942178, 0.5638131),
 }
+_K_BETA = {  # angstrom: K beta 1, or the blend of K beta 1 and 3
+    "cr": 2.08487,
+    "fe": 1.756604,
+    "co": 1.620826,
+    "cu": 1.392234,
+    "mo": 0.632303,
+    "ag": 0.497082,
+}
+W_L_ALPHA = 1.476311  # angstrom: tungsten's L alpha 1, of the cathode's metal on the anodes of old tubes
+ANODES = tuple(name.capitalize() for name in _K_ALPHA)
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?")
 _LINE = re.compile(r"(cr|fe|co|cu|mo|ag)(?:k(?:alpha|a|α)([12]?))?")
 
@@ -45,3 +55,21 @@ def wavelength_from_text(text: str) -> float | None:
 def is_wavelength(value: float) -> bool:
     """Whether a number can be a wavelength in angstrom: finite and positive."""
     return math.isfinite(value) and value > 0
+
+
+def k_alpha(anode: str) -> tuple[float, float] | None:
+    """K alpha 1 and K alpha 2 in angstrom of a tube's anode ("Cu"), or None for one that is not in the table."""
+    return _K_ALPHA.get(anode.strip().lower())
+
+
+def unresolved_anode(wavelength: float) -> str | None:
+    """The anode whose weighted mean of K alpha 1 and 2 a wavelength is, within 3e-4 angstrom; None for all others."""
+    for anode, (first, second) in _K_ALPHA.items():
+        if abs((2 * first + second) / 3 - wavelength) < 3e-4:
+            return anode.capitalize()
+    return None
+
+
+def k_beta(anode: str) -> float | None:
+    """K beta 1,3 in angstrom of a tube's anode, or None for one that is not in the table."""
+    return _K_BETA.get(anode.strip().lower())

@@ -1,19 +1,24 @@
-"""Powder indexing as a stage: peak lists in, ranked unit cells with the hkl of every line out."""
+"""Powder indexing as a stage: peak lists, patterns or spots in, ranked unit cells with the hkl of every line out."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mlindex.config import PowderSettings
 from mlindex.formats import peaks
+from mlindex.formats.pattern import holds_pattern, read_pattern
+from mlindex.formats.spots import holds_spots
 from mlindex.powder.lines import Lines, lines_from_q2
+from mlindex.powder.pattern.lines import lines_of_pattern
 from mlindex.powder.record import powder_record
 from mlindex.powder.search import Judged, search
 from mlindex.powder.solution import SOLVED_GAIN, Solution, solutions
+from mlindex.powder.stills.lines import StillsOptions, lines_of_stills, usable_spots
 from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
 
 REPORTED_LINES = 60  # the last fit and the hkl list use these many lines
@@ -66,10 +71,23 @@ class PowderStage:
         self.settings = settings or PowderSettings()
 
     def read(self, source: str) -> list[Item]:
-        """The peak list in a file; raises `InputError` with one sentence for a file that cannot be used."""
-        return [
-            item_from_peaks(peaks.read(source, quantity=self.settings.quantity, wavelength=self.settings.wavelength))
-        ]
+        """The peak list in a file, or that of a measured pattern, or of the spots of stills that come with geometry.
+
+        Raises `InputError` with one sentence for a file that cannot be used.
+        """
+        return [item_from_peaks(self._peaks(source))]
+
+    def _peaks(self, source: str) -> PeakList:
+        quantity, wavelength = self.settings.quantity, self.settings.wavelength
+        if holds_spots(source):
+            options = StillsOptions(wavelength=wavelength)
+            return lines_of_stills([usable_spots(source, options)], Path(source).stem, options).peak_list()
+        try:
+            return peaks.read(source, quantity=quantity, wavelength=wavelength)
+        except InputError:
+            if quantity not in (None, "tth", "q") or not holds_pattern(source):
+                raise
+        return lines_of_pattern(read_pattern(source, scan=quantity, wavelength=wavelength)).peak_list()
 
     def prepare(self, items: Sequence[Item]) -> list[tuple[Lines, int]]:
         """Lines with their error model, and the seed, of each item; raises `InputError` for too few lines."""
