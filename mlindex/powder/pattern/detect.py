@@ -19,6 +19,8 @@ _SMOOTHING = 0.6 / 2.3548  # standard deviation of the smoothing, in widths at h
 _SCALES = 1.3 ** np.arange(0, 18)  # standard deviations in points that `typical_width` tries: 1 to 87
 _STRONGEST = 12  # peaks that decide on the typical width
 _CLEAR = 6.0  # standard deviations that they have at least
+_MANY, _ENOUGH = 30, 0.6  # clear maxima that are counted, and the share of the most that is enough for a scale
+_COARSER = 6  # scales beyond that one in which the width is looked for: up to five times
 
 
 def significance(
@@ -37,10 +39,10 @@ def _curvature(y: Float[np.ndarray, " n"], noise: Noise, sigma: float) -> tuple[
     return bend, bend / np.sqrt(noise.variance_of(level) * 3 / (8 * np.sqrt(np.pi) * sigma**5))
 
 
-def _highest(z: Float[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
-    """Its highest maxima, a dozen at most, and of those only the clear ones if there is one."""
+def _clear(z: Float[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+    """Its clear maxima, the highest first, thirty at most; the highest of all where none is clear."""
     tops = np.flatnonzero((z[1:-1] > z[:-2]) & (z[1:-1] >= z[2:])) + 1
-    tops = tops[np.argsort(-z[tops])][:_STRONGEST]
+    tops = tops[np.argsort(-z[tops])][:_MANY]
     return tops[(z[tops] > _CLEAR) | (np.arange(len(tops)) == 0)]
 
 
@@ -53,12 +55,13 @@ def typical_width(y: Float[np.ndarray, " n"], noise: Noise) -> float:
     """
     scales = [float(s) for s in _SCALES if 8 * s < len(y)]
     both = [_curvature(y, noise, s) for s in scales]
-    # At the scale where most is clear: a hump of the background is clear at a large one, but is only one
-    tops = [_highest(z) for _, z in both]
-    clear = [float(np.sum(z[t])) for (_, z), t in zip(both, tops, strict=True)]
-    best = int(np.argmax(clear))
-    scales = scales[: best + 2]
-    bend = np.stack([b[tops[best]] for b, _ in both[: best + 2]])
+    # The finest scale at which nearly as much is clear as at any: coarser ones see clusters of lines, and humps
+    tops = [_clear(z) for _, z in both]
+    counts = np.array([len(t) for t in tops])
+    finest = int(np.argmax(counts >= _ENOUGH * counts.max()))
+    chosen = tops[finest][:_STRONGEST]
+    scales = scales[: finest + _COARSER]
+    bend = np.stack([b[chosen] for b, _ in both[: finest + _COARSER]])
     response = np.array(scales)[:, None] ** 1.5 * bend
     response = np.sum(response / np.maximum(np.max(response, axis=0), 1e-300), axis=1)
     top = int(np.argmax(response))

@@ -41,6 +41,8 @@ def lines_of_pattern(pattern: Pattern, *, anode: str | None = None, cut: float =
     except ValueError as error:
         raise InputError(f"{pattern.source}: {error}") from None
     peaks, notes = found.peaks, []
+    if anode is not None and doublet is None:
+        notes.append(f"over q, so fitted as of one wavelength: {anode}'s doublet cannot be placed")
     if doublet is not None and anode is not None:
         other = satellites(peaks, doublet.first, k_beta(anode))
         if np.any(other):

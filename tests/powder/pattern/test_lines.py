@@ -45,6 +45,8 @@ def test_over_q_and_over_2theta_agree(measured):
     by_angle = lines_of_pattern(pattern_of(x, y))
     by_q = lines_of_pattern(pattern_of(2 * np.sin(np.radians(x / 2)) / CU1, y, scan="q", wavelength=None))
     assert not by_q.angles and by_q.peak_list().wavelength is None
+    named = lines_of_pattern(pattern_of(2 * np.sin(np.radians(x / 2)) / CU1, y, scan="q", wavelength=None), anode="Cu")
+    assert any("over q" in note for note in named.notes) and len(named) == len(by_q)
     clear = by_angle.significance > 20
     miss = np.abs(by_q.q2[None, :] - by_angle.q2[clear][:, None]).min(axis=1)
     assert np.all(miss < 4 * by_angle.q2_esd[clear])
