@@ -329,7 +329,7 @@ def _explains_more(free: refine.State, tied: refine.State, more: float, left: fl
     """Whether `more` unknowns explain more than noise would let them (F test)."""
     if float(tied.r_factor) < _EXACT or left <= 0:
         return False
-    return (float(tied.cost) - float(free.cost)) / more > _FREED * float(free.cost) / left
+    return bool((float(tied.cost) - float(free.cost)) / more > _FREED * float(free.cost) / left)
 
 
 def _settled(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm_frechet
 
-from mlindex.bloch import beams, jacobian, judge, propagate, search, simulate
+from mlindex.bloch import beams, jacobian, judge, propagate, search, simulate, starts, symmetry
 
 CELL = (3.905, 3.905, 3.905, 90.0, 90.0, 90.0)
 CELL_OBLIQUE = (3.9, 5.1, 6.0, 90.0, 90.0, 104.0)
@@ -26,17 +26,25 @@ def random_u(geometry: beams.Geometry, seed: int, largest: float = 0.08) -> np.n
     return u
 
 
+def tie_of(geometry: beams.Geometry, name: str) -> symmetry.Tie:
+    """The tie of that name; a pattern without tilts that could deny it allows all that the net has."""
+    everything = symmetry.hypotheses(np.ones(geometry.shape), geometry, 1.0)
+    return next(tie for tie in everything if tie.name == name)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.1])
-def test_the_jacobian_is_the_frechet_derivative_also_at_equal_eigenvalues(strength):
+@pytest.mark.parametrize("name", ["p1", "p2", "p4m", "p4g"])
+def test_the_jacobian_is_the_frechet_derivative_also_at_equal_eigenvalues(strength, name):
     geometry = geometry_of(9, 1)
-    how, phase = jacobian.unknowns(geometry), 7.3
-    x = jacobian.parameters_from_u(random_u(geometry, 1, strength or 1e-3)) * bool(strength)
+    tie = tie_of(geometry, name)
+    how, phase = jacobian.unknowns(geometry, tie), 7.3
+    x = jacobian.parameters_from_u(random_u(geometry, 1, strength or 1e-3), tie) * bool(strength)
     rng = np.random.default_rng(2)
     for row in range(geometry.shape[0]):  # the untilted beam has equal diagonal elements on every shell
         with jax.enable_x64(True):
             value, slope = jacobian.intensity_and_jacobian(x, phase, geometry.excitation[row], how)
         direction = rng.normal(size=len(x) + 1)
-        u, du = jacobian.u_from_parameters(x), jacobian.u_from_parameters(direction[:-1])
+        u, du = jacobian.u_from_parameters(x, tie), jacobian.u_from_parameters(direction[:-1], tie)
         a = u[geometry.index] + np.diag(geometry.excitation[row])
         da = phase * du[geometry.index] + direction[-1] * a
         psi, dpsi = (m[:, geometry.origin] for m in expm_frechet(1j * phase * a, 1j * da))
@@ -49,7 +57,15 @@ def test_the_jacobian_is_the_frechet_derivative_also_at_equal_eigenvalues(streng
 def test_parameters_and_structure_factors_are_two_ways_to_say_the_same(seed):
     geometry = geometry_of(9, 1)
     u = random_u(geometry, seed)
-    np.testing.assert_allclose(jacobian.u_from_parameters(jacobian.parameters_from_u(u)), u, atol=1e-15)
+    for name in ("p1", "p2", "p4m", "p4g"):
+        tie = tie_of(geometry, name)
+        tied = tie.project(u)
+        np.testing.assert_allclose(
+            jacobian.u_from_parameters(jacobian.parameters_from_u(u, tie), tie), tied, atol=1e-15
+        )
+        np.testing.assert_allclose(tie.project(tied), tied, atol=1e-15)
+        np.testing.assert_allclose(tied[::-1].conj(), tied, atol=1e-15)
+        assert len(np.unique(np.abs(tied).round(12))) <= tie.unknowns + 1
 
 
 @settings(max_examples=20, deadline=None)
@@ -70,7 +86,7 @@ def test_the_origin_that_is_reported_does_not_depend_on_the_origin(seed, cell):
 def test_fringes_name_the_thickness():
     geometry = geometry_of(9, 9)
     pattern = propagate.intensities(random_u(geometry, 3, 0.05), geometry, 320.0)
-    candidates = search.thickness_candidates(pattern, geometry, (50.0, 600.0))
+    candidates = starts.thickness_candidates(pattern, geometry, (50.0, 600.0))
     assert np.abs(candidates - 320.0).min() < 6.0
 
 
@@ -83,7 +99,51 @@ def test_a_pattern_is_inverted_blind(seed):
     assert best.r_factor < 1e-6
     assert best.thickness == pytest.approx(240.0, abs=1e-3)
     assert best.undetermined == 0
+    assert best.symmetry == "p1"
     np.testing.assert_allclose(best.u, truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_symmetric_pattern_is_inverted_with_its_symmetry(seed):
+    geometry = geometry_of(9, 6)
+    u = tie_of(geometry, "p4m").project(random_u(geometry, seed))
+    best = search.invert(propagate.intensities(u, geometry, 240.0), geometry, thickness=(100.0, 500.0), seed=seed)[0]
+    assert best.symmetry == "p4m"
+    assert best.r_factor < 1e-6
+    assert best.thickness == pytest.approx(240.0, abs=1e-3)
+    np.testing.assert_allclose(best.u, judge.with_origin(u, geometry), atol=1e-6)
+
+
+def test_a_model_that_is_off_by_a_third_leads_to_the_solution():
+    geometry = geometry_of(13, 6)
+    truth = random_u(geometry, 4)
+    rng = np.random.default_rng(0)
+    half = truth[len(truth) // 2 + 1 :] * (1 + 0.3 * np.exp(2j * np.pi * rng.random(len(truth) // 2)))
+    start = np.concatenate([half[::-1].conj(), [0.0], half])
+    pattern = propagate.intensities(truth, geometry, 420.0)
+    best = search.invert(pattern, geometry, start=start, thickness=(100.0, 800.0))[0]
+    assert best.r_factor < 1e-6
+    assert best.thickness == pytest.approx(420.0, abs=1e-3)
+
+
+def test_a_scale_and_a_background_are_fitted():
+    geometry = geometry_of(5, 6)
+    truth = judge.with_origin(random_u(geometry, 0), geometry)
+    seen = 0.9 * propagate.intensities(truth, geometry, 240.0) + 0.004
+    best = search.invert(seen, geometry, thickness=(100.0, 500.0), scale=True, background=True)[0]
+    assert best.scale == pytest.approx(0.9, abs=1e-5)
+    assert best.background == pytest.approx(0.004, abs=1e-6)
+    assert best.thickness == pytest.approx(240.0, abs=1e-3)
+    np.testing.assert_allclose(best.u, truth, atol=1e-5)
+
+
+def test_uniform_weights_find_the_same():
+    geometry = geometry_of(5, 6)
+    truth = judge.with_origin(random_u(geometry, 2), geometry)
+    noisy = simulate.counted(np.random.default_rng(5), propagate.intensities(truth, geometry, 240.0), 1e5)
+    best = search.invert(noisy, geometry, thickness=(100.0, 500.0), start=truth, poisson=False, seconds=20.0)[0]
+    assert abs(best.thickness - 240.0) < 5 * best.thickness_sigma
+    np.testing.assert_allclose(best.u, truth, atol=2e-3)
 
 
 def test_noise_is_left_and_no_more():
