@@ -137,7 +137,7 @@ def origin_pair(u: Complex[np.ndarray, " d"], geometry: Geometry) -> list[int]:
     the same, which counts against them. One where all beams are of one row, none where there is the direct beam alone.
     """
     middle = len(geometry.dhkl) // 2
-    near = middle + 1 + np.argsort(_lengths(geometry)[middle + 1 :], kind="stable")
+    near = middle + 1 + np.argsort(lengths(geometry)[middle + 1 :], kind="stable")
     basis = [int(place) for place in near[:1]]
     for place in near[1:]:
         if np.cross(geometry.dhkl[basis[0]], geometry.dhkl[place]).any():
@@ -174,8 +174,8 @@ def with_origin(u: Complex[np.ndarray, " d"], geometry: Geometry) -> Complex[np.
     return best
 
 
-def _lengths(geometry: Geometry) -> Float[np.ndarray, " d"]:
-    """|g| of the differences."""
+def lengths(geometry: Geometry) -> Float[np.ndarray, " d"]:
+    """|g| (1/A) of the differences."""
     p, q = np.unravel_index(np.unique(geometry.index, return_index=True)[1], geometry.index.shape)
     return np.linalg.norm(geometry.g[p] - geometry.g[q], axis=1)
 

@@ -137,6 +137,18 @@ def test_a_scale_and_a_background_are_fitted():
     np.testing.assert_allclose(best.u, truth, atol=1e-5)
 
 
+def test_what_lies_beyond_the_cutoff_stays_as_it_was():
+    geometry = geometry_of(9, 6)
+    truth = judge.with_origin(random_u(geometry, 3), geometry)
+    beyond = judge.lengths(geometry) > 0.6
+    start = truth * np.where(beyond, 1.0, 1.1)
+    pattern = propagate.intensities(truth, geometry, 240.0)
+    best = search.invert(pattern, geometry, start=start, cutoff=0.6, symmetry=False)[0]
+    assert best.r_factor < 1e-6
+    np.testing.assert_allclose(np.abs(best.u), np.abs(truth), atol=1e-7)
+    assert np.all(best.sigma[beyond] < 1e-20)
+
+
 def test_uniform_weights_find_the_same():
     geometry = geometry_of(5, 6)
     truth = judge.with_origin(random_u(geometry, 2), geometry)
