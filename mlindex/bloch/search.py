@@ -36,6 +36,7 @@ _ROUNDS, _ROUND = 4, 10  # on all tilts, and the steps in each
 _NEAR = 0.12  # R factor, beyond that of noise, of a start that is worth the time that all tilts take
 _BESIDE = 0.02  # R factor of a solution that its ties may keep from the right one
 _EXACT = 1e-6  # R factor where nothing is left to explain
+_SOLVED = 5e-4  # R factor at which the search ends: far below that of any measurement
 _PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
 _STARTS = 3000
 _KEPT, _ALIKE = 2.0, 0.3  # cost against the best of what is reported; share of a residual that is no other solution
@@ -151,7 +152,7 @@ def invert(
     width = geometry.k0 / max(float(np.ptp(geometry.excitation)), 1e-9)
     one = quantum(observed)
     noise = r_of_noise(observed, one)
-    enough, near = max(_EXACT, _NOISE * noise), _NEAR + 2 * noise
+    enough, near = max(_SOLVED, _NOISE * noise), _NEAR + 2 * noise
     with jax.enable_x64(True):
         order = simplest_first(observed, geometry)
         problem = _Problem(observed, geometry, order, one, poisson)
@@ -210,7 +211,7 @@ def _settled(
     state: refine.State, agreement: int, arm: Arm, arms: list[Arm], problem: _Problem, rng: np.random.Generator
 ) -> tuple[refine.State, int, Arm]:
     """A solution with the highest symmetry that explains the pattern as well, and without any where none does."""
-    if arm is not arms[-1] and float(state.r_factor) > _EXACT:
+    if arm is not arms[-1] and float(state.r_factor) > _SOLVED:
         # A wrong sign of a weak U is a valley from which the real axis has no way out, and the complex plane has
         state, _, arm = _released(state, agreement, arm, arms[-1], problem, rng)
     u = with_origin(u_from_parameters(np.asarray(state.x)[: -refine.EXTRA], arm.tie), problem.geometry)
