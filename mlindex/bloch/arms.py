@@ -23,12 +23,10 @@ from mlindex.bloch.symmetry import Tie, centred
 STAGES = ((0.25, 20), (0.5, 15), (1.0, 30))  # share of the tilts, the simplest first, and steps
 _BETTER, _FEW = 0.4, 1  # share of the starts that goes on to the next stage; so many go on in any case
 _TILTS, _PER_UNKNOWN = 32, 8  # of a stage; intensities an unknown
-_SIZED = 0.6  # how often a start has the kinematic sizes
+_SIZED = 0.75  # how often a start has the kinematic sizes
 _SMALL = 0.01  # 1/A^2 of a random start
 _KINDS = ((_SMALL, 1.0), (3 * _SMALL, 1e-2), (_SMALL, 10.0), (3 * _SMALL, 0.1))  # sizes and dampings of random starts
 _BEST = 0.5  # how often a start is at the thickness that served best, when each has had one
-_HOPS, _DISTURBED = 0.3, (0.3, 1.0)  # how often a start is the best solution disturbed, and by what fraction
-_HOPEFUL = 0.35  # R factor of a solution that is worth disturbing
 _FIRST, _LAST, _OTHERS = 4.0, 2.0, 1.0  # shares of the time: the highest symmetry, none, those between
 _OFF = 0.5  # of a starting model: how far it may be from a symmetry that is tried with it, in the root of squares
 
@@ -75,25 +73,20 @@ class Arm:
     scores: list[list[float]] = field(default_factory=lambda: [[] for _ in STAGES])
     best: refine.State | None = None
 
-    def start(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], float, bool]:
-        """Structure factors, damping, and whether they are the best solution so far, disturbed."""
+    def start(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
+        """Structure factors and damping."""
         count = len(self.free) - refine.EXTRA
         free = self.free[:count]
-        hopeful = self.best is not None and float(self.best.r_factor) < _HOPEFUL
-        if self.best is not None and hopeful and rng.random() < _HOPS:
-            known = np.asarray(self.best.x)[:count]
-            size = np.abs(known) * rng.choice(_DISTURBED) + _SMALL / 3
-            return known + size * rng.normal(size=count) * free, _KINDS[0][1], True
         if self.given is not None:
             off = 0.0 if self.turns < len(self.places.depth) else 0.2
-            return self.given * (1 + off * rng.normal(size=count) * free), 1e-2, False
+            return self.given * (1 + off * rng.normal(size=count) * free), 1e-2
         if rng.random() < _SIZED:
             angle = rng.uniform(0, 2 * np.pi, len(self.sizes))
             parts = [np.cos(angle), np.sin(angle)] if self.how.imaginary is not None else [np.sign(np.cos(angle))]
             x = np.concatenate([self.sizes * part for part in parts]) + _SMALL / 3 * rng.normal(size=count)
-            return x * free, float(rng.choice((0.1, 0.01))), False
+            return x * free, float(rng.choice((0.1, 0.01)))
         scale, damping = _KINDS[rng.integers(len(_KINDS))]
-        return rng.normal(size=count) * scale * free, damping, False
+        return rng.normal(size=count) * scale * free, damping
 
     def passes(self, stage: int, cost: float) -> bool:
         """Whether a start is among the better part of those that came to a stage."""

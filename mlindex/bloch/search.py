@@ -76,11 +76,9 @@ def _modelled(x: Any, arm: Arm, problem: _Problem) -> NDArray[np.float64]:
 def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) -> refine.State | None:
     """One start through its stages; None where it was not among the better part."""
     geometry = problem.geometry
-    y, damping, hop = arm.start(rng)
+    y, damping = arm.start(rng)
     which = arm.places.next(rng)
     depth = float(arm.places.depth[which]) + width * rng.uniform(-1, 1)
-    if hop and arm.best is not None:
-        depth = refine.thickness_of(arm.best, geometry.k0)
     arm.turns += 1
     x = refine.parameters(y, depth, geometry.k0)
     state = None
@@ -91,7 +89,7 @@ def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) 
         state = refine.fitted(x, damping, data, arm.how, arm.free, steps)
         cost = float(state.cost) / len(tilts)
         passes = arm.passes(stage, cost)
-        if stage == 0 and not hop:
+        if stage == 0:
             arm.places.learn(which, cost / float(np.median(arm.scores[0])))
         if not passes:
             return None
