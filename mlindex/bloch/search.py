@@ -24,7 +24,7 @@ from mlindex.bloch import refine
 from mlindex.bloch.arms import STAGES, Arm, arms_of
 from mlindex.bloch.beams import Geometry
 from mlindex.bloch.jacobian import parameters_from_u, u_from_parameters
-from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, weighted_r, with_origin
+from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, uniqueness, weighted_r, with_origin
 from mlindex.bloch.noise import largest_r, quantum, r_of_noise
 from mlindex.bloch.propagate import intensities
 from mlindex.bloch.starts import simplest_first
@@ -148,7 +148,7 @@ def invert(
     began, rng = time.monotonic(), np.random.default_rng(seed)
     # A peak of the transform is as wide as the range of excitation errors is narrow
     width = geometry.k0 / max(float(np.ptp(geometry.excitation)), 1e-9)
-    one = quantum(observed)
+    one = quantum(observed, geometry)
     noise = r_of_noise(observed, one)
     enough, near = max(_SOLVED, _NOISE * noise), _NEAR + 2 * noise
     with jax.enable_x64(True):
@@ -247,7 +247,9 @@ def _solution(state: refine.State, agreement: int, arm: Arm, problem: _Problem) 
         x = np.append(parameters_from_u(u, tie), np.asarray(state.x)[-refine.EXTRA :])
         data, roots = problem.weighted(state.x, arm)
         at = refine.init(x, 1.0, data, arm.how, free, roots)
-    sigma, missing = uncertainties(np.asarray(at.normal), float(at.cost), observed.size, free)
+    normal, cost = np.asarray(at.normal), float(at.cost)
+    sigma, missing = uncertainties(normal, cost, observed.size, free)
+    unique = uniqueness(normal, cost, observed.size, free, tie.orbit, others=refine.EXTRA)
     parts = [(tie.real, sigma[: tie.count])]
     if arm.how.imaginary is not None:
         parts.append((tie.imaginary, sigma[tie.count : 2 * tie.count]))
@@ -266,6 +268,9 @@ def _solution(state: refine.State, agreement: int, arm: Arm, problem: _Problem) 
         tie.name,
         scale,
         background,
+        unique.condition,
+        unique.share,
+        unique.sigma,
     )
 
 
