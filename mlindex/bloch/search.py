@@ -34,7 +34,6 @@ _LIGHT = (1e-2, 1e-4)  # damping of the first steps on all tilts, and of the oth
 _MANY = 3  # times the tilts of a stage, before all are taken
 _ROUNDS, _ROUND = 4, 10  # on all tilts, and the steps in each
 _NEAR = 0.12  # R factor, beyond that of noise, of a start that is worth the time that all tilts take
-_BESIDE = 0.02  # R factor of a solution that its ties may keep from the right one
 _EXACT = 1e-6  # R factor where nothing is left to explain
 _SOLVED = 5e-4  # R factor at which the search ends: far below that of any measurement
 _PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
@@ -173,10 +172,6 @@ def invert(
                     state = _polished(state.x, arm, problem, lowest, rng)
                     lowest = min(lowest, float(state.cost))
                     found = _ranked(found, state, arm)
-                    if enough <= float(state.r_factor) < _BESIDE:  # a pseudo-symmetry may hold it there
-                        state, _, beside = _released(state, 1, arm, arms[-1], problem, rng)
-                        lowest = min(lowest, float(state.cost))
-                        found = _ranked(found, state, beside)
             # The first start of an arm compiles, which says nothing of what the next one takes
             arm.spent += (time.monotonic() - clock) if arm.turns > 1 else 1e-3
             over = seconds is not None and time.monotonic() - began > seconds
