@@ -50,6 +50,10 @@ def make_peaks(
     significance: Annotated[
         float, typer.Option(min=2.0, help="Standard deviations that a line must have.", metavar="SIGMA")
     ] = 5.0,
+    weakest: Annotated[
+        float,
+        typer.Option(min=0.0, max=99.0, help="Patterns: least height of a line, of the highest.", metavar="PERCENT"),
+    ] = 1.0,
     geometry: Annotated[
         Path | None,
         typer.Option(help="Stills: CrystFEL geometry. Default: that in the stream.", metavar="FILE.geom"),
@@ -102,7 +106,7 @@ def make_peaks(
             options
             | {"by_intensity": weight == "intensity", "refine_centre": refine_centre}
             | {"refine_distance": refine_distance, "cut": significance},
-            {"scan": quantity, "wavelength": length, "anode": anode, "cut": significance},
+            {"scan": quantity, "wavelength": length, "anode": anode, "cut": significance, "weakest": weakest / 100},
             each,
         )
     )
@@ -190,7 +194,8 @@ def _one(name: str, label: str, stills: dict[str, Any], pattern: dict[str, Any])
     pair = None if pattern["anode"] is None else k_alpha(pattern["anode"])
     length = pattern["wavelength"] if pair is None else pair[0]
     found = read_pattern(name, scan=pattern["scan"], wavelength=length)
-    return replace(lines_of_pattern(found, anode=pattern["anode"], cut=pattern["cut"]), id=label)
+    lines = lines_of_pattern(found, anode=pattern["anode"], cut=pattern["cut"], weakest=pattern["weakest"])
+    return replace(lines, id=label)
 
 
 def _still_groups(labels: dict[str, str], options: StillsOptions, each: bool, fail: Any) -> list[tuple[str, list[Any]]]:
@@ -218,8 +223,8 @@ def find_peaks(
 ) -> int:
     """Find, print and write the lists of the files; the exit status: 0, or 1 where something failed.
 
-    `stills`: fields of `StillsOptions`; `pattern`: `scan`, `wavelength`, `anode` and `cut` of patterns. Lists go to
-    standard output as tables or JSON lines, failures to standard error.
+    `stills`: fields of `StillsOptions`; `pattern`: `scan`, `wavelength`, `anode`, `cut` and `weakest` of patterns.
+    Lists go to standard output as tables or JSON lines, failures to standard error.
     """
     import json
 

@@ -13,17 +13,22 @@ from mlindex.powder.pattern.noise import noise_of_pattern
 from mlindex.powder.pattern.profile import Doublet
 from mlindex.records import InputError
 
+# Of the highest line: natural minerals have as much of others in them, and a search that must index their lines fails
+WEAKEST = 0.01
 FEWEST = 6  # lines that an index search needs
 _NEAR = 0.03  # degrees of 2theta between a satellite and where it should be
 _WEAK = {"K beta": 0.05, "W L alpha": 0.02}  # of the line that they belong to
 
 
-def lines_of_pattern(pattern: Pattern, *, anode: str | None = None, cut: float = 5.0) -> FoundLines:
+def lines_of_pattern(
+    pattern: Pattern, *, anode: str | None = None, cut: float = 5.0, weakest: float = WEAKEST
+) -> FoundLines:
     """The lines of a pattern.
 
     With `anode` ("Cu"), or with a wavelength that is the mean of a K alpha doublet, each line is fitted as the doublet,
     and weak lines where K beta or tungsten's L alpha of a strong one would be are left out. `cut`: standard deviations
-    that a line must have. Raises `InputError` where there is no line or the anode is unknown.
+    that a line must have; `weakest`: its least height, as a share of the highest. Raises `InputError` where there is no
+    line or the anode is unknown.
     """
     wavelength = pattern.wavelength
     if anode is None and wavelength is not None:
@@ -49,6 +54,11 @@ def lines_of_pattern(pattern: Pattern, *, anode: str | None = None, cut: float =
             at = ", ".join(f"{x:.2f}" for x in peaks.position[other])
             notes.append(f"left out as K beta or W L alpha of strong lines: 2theta = {at}")
         peaks = _chosen(peaks, ~other)
+    weak = peaks.height < weakest * np.max(peaks.height, initial=0.0)
+    if np.any(weak):
+        some = f"{np.count_nonzero(weak)} line{'s' if np.count_nonzero(weak) > 1 else ''}"
+        notes.append(f"{some} under {100 * weakest:g} % of the highest left out (--weakest 0 keeps them)")
+        peaks = _chosen(peaks, ~weak)
     if not len(peaks):
         raise InputError(f"{pattern.source}: has no line beyond {cut:g} standard deviations; lower --significance")
     if len(peaks) < FEWEST:
