@@ -109,7 +109,14 @@ class BlochSettings(Settings):
     thickness_nm: Annotated[tuple[float, float], AfterValidator(_thicknesses)] = (5.0, 100.0)  # least, greatest
     # a CIF, or lines 'h k l re im' (1/angstrom^2); None: the CIF that the pattern names; "blind": neither
     start: str | None = None
-    real: bool = False  # the crystal has its centre at the origin, in projection: every U is real
+    real: bool = False  # search only crystals that have a centre, in projection: every U is real
+    symmetry: bool = True  # find the symmetry of the projection in the pattern and tie structure factors by it
+    cutoff: float | None = Field(
+        None, gt=0
+    )  # 1/angstrom: U of longer g stay as in `start`, or zero; None: all are fitted
+    fit_scale: bool = False  # fit what the intensities are multiplied by; for patterns that lack a part of the beams
+    fit_background: bool = False  # fit an intensity that all beams and tilts have more, or less
+    weights: Literal["poisson", "uniform"] = "poisson"  # of intensities: those of counting noise, or all alike
     seconds: float = Field(1200.0, gt=0)  # a pattern: no new start after these, what is best by then is the answer
     seed: int = Field(0, ge=0)
     alternatives: int = Field(3, ge=0, le=100)  # other solutions that explain a pattern nearly as well, at most

@@ -22,6 +22,9 @@ from mlindex.records import Column, InputError, Item, Result, Schema, Status
 
 BLIND = "blind"
 _CELL = 0.05  # lengths and angles of a starting CIF may differ by this, relatively
+_SUM = 0.02  # what the sum over the beams may differ from 1 by, where all of the incident beam is there
+_FLAT = 1e-6  # 1/A: a beam that is no farther out belongs to the zero-order zone
+_INSIDE = 0.98  # of the longest g: shells that differ by less are one, whatever strain the cell has
 
 _PATTERNS = (
     Column("r_factor", "f8", long_name="R factor of the best solution"),
@@ -32,8 +35,14 @@ _PATTERNS = (
     Column("n_beams", "i8", long_name="beams"),
     Column("n_tilts", "i8", long_name="tilts"),
     Column("n_solutions", "i8", long_name="solutions that explain the pattern as well, or nearly so"),
+    Column("agreement", "i8", long_name="starts that ended in the best solution"),
     Column("undetermined", "i8", long_name="combinations of unknowns that the pattern says nothing about"),
     Column("scale", "f8", long_name="what the intensities were divided by to be fractions of the incident beam"),
+    Column("symmetry", "str", long_name="of the projection: order of the axis, m, g; p1: none"),
+    Column("fitted_scale", "f8", long_name="fitted factor of the calculated fractions; 1: not fitted"),
+    Column("background", "f8", long_name="fitted background of all beams, fraction of the incident beam"),
+    Column("condition", "f8", long_name="smallest eigenvalue of J^T J that is determined over the largest"),
+    Column("weakest_sigma", "f8", (), "1/angstrom^2", "standard uncertainty of the least determined combination of U"),
     Column("voltage", "f8", (), "kV", "accelerating voltage"),
     Column("cell", "f8", (6,), "angstrom, degrees", "unit cell"),
     Column("zone", "i8", (3,), "", "zone axis"),
@@ -45,6 +54,11 @@ _SOLUTIONS = (
     Column("thickness_sigma", "f8", (), "angstrom", "standard uncertainty of the thickness"),
     Column("undetermined", "i8", long_name="combinations of unknowns that the pattern says nothing about"),
     Column("agreement", "i8", long_name="starts that ended here"),
+    Column("symmetry", "str", long_name="of the projection: order of the axis, m, g; p1: none"),
+    Column("fitted_scale", "f8", long_name="fitted factor of the calculated fractions; 1: not fitted"),
+    Column("background", "f8", long_name="fitted background of all beams, fraction of the incident beam"),
+    Column("condition", "f8", long_name="smallest eigenvalue of J^T J that is determined over the largest"),
+    Column("weakest_sigma", "f8", (), "1/angstrom^2", "standard uncertainty of the least determined combination of U"),
 )
 _FACTORS = (
     Column("solution", "i8", long_name="rank of the solution, from 0"),
@@ -52,8 +66,12 @@ _FACTORS = (
     Column("re", "f8", (), "1/angstrom^2", "real part of U"),
     Column("im", "f8", (), "1/angstrom^2", "imaginary part of U"),
     Column("sigma", "f8", (), "1/angstrom^2", "standard uncertainty of each part"),
+    Column("weakest", "f8", long_name="part in the least determined combination of U"),
 )
-_BEAMS = (Column("hkl", "i8", (3,), "", "indices of the beam"),)
+_BEAMS = (
+    Column("hkl", "i8", (3,), "", "indices of the beam"),
+    Column("r_beam", "f8", long_name="sum |I - I_fit| / sum I of the beam, of the best solution"),
+)
 _TILTS = (Column("tilt", "f8", (2,), "mrad", "tilt of the incident beam along x (along a*) and y"),)
 _INTENSITIES = (
     Column("observed", "f4", long_name="fraction of the incident beam, tilt by tilt, in each all beams"),
@@ -158,6 +176,7 @@ class BlochStage:
             )
         except ValueError as error:
             raise InputError(f"{item.source}: {error}") from None
+        _check_shells(pattern, at)
         m, n = at.shape
         unknown = len(at.dhkl) // (2 if self.settings.real else 1)  # Re and Im of half of them, and the thickness
         if n < 2:
@@ -191,6 +210,11 @@ class BlochStage:
                 seed=chosen.seed,
                 seconds=chosen.seconds,
                 real=chosen.real,
+                symmetry=chosen.symmetry,
+                cutoff=chosen.cutoff,
+                scale=chosen.fit_scale,
+                background=chosen.fit_background,
+                poisson=chosen.weights == "poisson",
             )
             for one in prepared
         ]
@@ -201,8 +225,11 @@ class BlochStage:
         for item, ranked in zip(items, out, strict=True):
             pattern = self._prepared(item)
             found = ranked[: 1 + self.settings.alternatives]
-            explained = noise.r_of_noise(found[0].intensity, noise.quantum(pattern.pattern.intensity))
+            one = noise.quantum(pattern.pattern.intensity, pattern.geometry)
+            explained = noise.r_of_noise(found[0].intensity, one)
             reason = _why(found[0], explained)
+            if reason and not self.settings.fit_scale and not _adds_up(pattern.pattern):
+                reason += "; the intensities do not add up to the incident beam: fit their scale (fit_scale)"
             tables = _tables(pattern, found, explained)
             status = Status.UNSOLVED if reason else Status.SOLVED
             results.append(Result(item.id, item.source, status, reason, tables=tables))
@@ -213,18 +240,46 @@ class BlochStage:
         return bloch_record(result)
 
 
+def _check_shells(pattern: Larbed, at: Geometry) -> None:
+    """Raises `InputError` where a beam is missing among others that are farther out; the last shell may have gaps."""
+    listed = {tuple(hkl) for hkl in at.hkl.tolist()}
+    place = np.unique(at.index, return_index=True)[1]
+    g = (at.g[:, None] - at.g[None]).reshape(-1, 3)[place]
+    length = np.linalg.norm(g, axis=1)
+    flat = np.abs(at.g[:, 2]) < _FLAT
+    outermost = float(np.linalg.norm(at.g[flat], axis=1).max())
+    inside = np.flatnonzero((np.abs(g[:, 2]) < _FLAT) & (length < _INSIDE * outermost))
+    missing = [k for k in inside[np.argsort(length[inside], kind="stable")] if tuple(at.dhkl[k].tolist()) not in listed]
+    if missing:
+        count = f"{len(missing)} beams are" if len(missing) > 1 else "a beam is"
+        raise InputError(
+            f"{pattern.source}: {count} missing among those that are farther out, as {at.dhkl[missing[0]].tolist()}; "
+            "beams must fill their shells but the last: add them, or leave out what is beyond"
+        )
+
+
+def _adds_up(pattern: Larbed) -> bool:
+    return pattern.scale == 1 and abs(float(np.median(pattern.intensity.sum(1))) - 1) < _SUM
+
+
 def _why(best: Solution, explained: float) -> str:
     """Why the best solution is none; empty where it is one."""
     limit = noise.largest_r(explained)
     if best.r_factor <= limit:  # and not where it is nan
         return ""
-    told = f"noise explains {explained:.3g}" if explained else "there is no noise to explain it"
+    told = f"noise explains {explained:.3g}" if explained else "no noise is seen that explains it"
     return f"the best fit has R = {best.r_factor:.3g}, and {told}; an R up to {limit:.3g} would be a solution"
+
+
+def _of_solution(solution: Solution) -> dict[str, Any]:
+    """The row of a solution: `scale` there is the fitted one, and not that of the file."""
+    return {c.name: getattr(solution, "scale" if c.name == "fitted_scale" else c.name) for c in _SOLUTIONS}
 
 
 def _tables(one: Prepared, found: Sequence[Solution], explained: float) -> dict[str, dict[str, np.ndarray]]:
     pattern, best, dhkl = one.pattern, found[0], one.geometry.dhkl
     row: dict[str, Any] = {
+        **_of_solution(best),
         "noise_r": explained,
         "n_beams": len(pattern.hkl),
         "n_tilts": len(pattern.tilt),
@@ -233,8 +288,10 @@ def _tables(one: Prepared, found: Sequence[Solution], explained: float) -> dict[
         "voltage": pattern.voltage_kv,
         "cell": pattern.cell,
         "zone": pattern.zone,
-        **{c.name: getattr(best, c.name) for c in _SOLUTIONS[:5]},
     }
+    observed, fitted = pattern.intensity, np.asarray(best.intensity)
+    total = observed.sum(0)
+    r_beam = np.divide(np.abs(observed - fitted).sum(0), total, out=np.full(len(total), np.nan), where=total > 0)
     u = np.concatenate([s.u for s in found])
     factors = {
         "solution": np.repeat(np.arange(len(found)), len(dhkl)).astype(np.int64),
@@ -242,19 +299,23 @@ def _tables(one: Prepared, found: Sequence[Solution], explained: float) -> dict[
         "re": u.real.astype(np.float64),
         "im": u.imag.astype(np.float64),
         "sigma": np.concatenate([s.sigma for s in found]).astype(np.float64),
+        "weakest": np.concatenate([np.full(len(dhkl), np.nan) if s.weakest is None else s.weakest for s in found]),
     }
     return {
         "patterns": _table(_PATTERNS, [row]),
-        "solutions": _table(_SOLUTIONS, [{c.name: getattr(s, c.name) for c in _SOLUTIONS} for s in found]),
+        "solutions": _table(_SOLUTIONS, [_of_solution(s) for s in found]),
         "factors": factors,
-        "beams": {"hkl": pattern.hkl},
+        "beams": {"hkl": pattern.hkl, "r_beam": r_beam},
         "tilts": {"tilt": pattern.tilt},
         "intensities": {
-            "observed": pattern.intensity.ravel().astype(np.float32),
-            "fitted": np.asarray(best.intensity).ravel().astype(np.float32),
+            "observed": observed.ravel().astype(np.float32),
+            "fitted": fitted.ravel().astype(np.float32),
         },
     }
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {c.name: np.array([row[c.name] for row in rows], c.dtype).reshape(len(rows), *c.shape) for c in columns}
+    return {
+        c.name: np.array([row[c.name] for row in rows], object if c.dtype == "str" else c.dtype).reshape(-1, *c.shape)
+        for c in columns
+    }

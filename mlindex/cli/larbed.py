@@ -147,8 +147,37 @@ def invert_larbed(
         str | None, typer.Option(help="Least and greatest thickness in nanometres; default 5,100.", metavar="MIN,MAX")
     ] = None,
     real: Annotated[
-        bool, typer.Option("--real", help="The crystal has its centre at the origin, in projection: every U is real.")
+        bool, typer.Option("--real", help="Search only crystals that have a centre, in projection: every U is real.")
     ] = False,
+    symmetry: Annotated[
+        bool,
+        typer.Option("--symmetry/--no-symmetry", help="Tie structure factors by the symmetry that the pattern has."),
+    ] = True,
+    cutoff: Annotated[
+        float | None,
+        typer.Option(
+            help="U of longer g (1/A) stay as in the start, or zero without one. Default: all are fitted.",
+            metavar="G",
+        ),
+    ] = None,
+    fit_scale: Annotated[
+        bool,
+        typer.Option(
+            "--fit-scale",
+            help="Fit the scale of the intensities; for patterns that are no fractions of the incident beam, or lack a "
+            "part of it.",
+        ),
+    ] = False,
+    fit_background: Annotated[
+        bool, typer.Option("--fit-background", help="Fit a background, the same at all tilts and beams.")
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="poisson: of counting noise; uniform: all intensities alike. Default: poisson.",
+            metavar="poisson|uniform",
+        ),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="No new start for a pattern after these; default 1200.")] = None,
     alternatives: Annotated[
         int | None, typer.Option(help="Other solutions that explain a pattern nearly as well, at most; default 3.")
@@ -162,6 +191,11 @@ def invert_larbed(
         "thickness_nm": None if thickness is None else _numbers(thickness, 2, "--thickness", "5,100"),
         "start": start,
         "real": real,
+        "symmetry": symmetry,
+        "cutoff": cutoff,
+        "fit_scale": fit_scale,
+        "fit_background": fit_background,
+        "weights": weights,
         "seconds": seconds,
         "alternatives": alternatives,
         "seed": seed,

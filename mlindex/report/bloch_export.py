@@ -10,6 +10,7 @@ from mlindex.records import Result
 
 CSV_HEADER = (
     *("id", "source", "status", "reason", "seconds", "rank", "r_factor", "thickness_nm"),
+    *("symmetry", "agreement"),
     *("h", "k", "l", "re", "im", "sigma"),
 )
 
@@ -30,4 +31,5 @@ def csv_rows(result: Result) -> Iterator[list[Any]]:
     for rank, one in enumerate([record, *record["alternatives"]], 1):
         for factor in one["u"]:
             numbers = (factor["re"], factor["im"], factor["sigma"])
-            yield [*head, rank, one["r_factor"], one["thickness_nm"], *factor["hkl"], *numbers]
+            of = (one[name] for name in ("r_factor", "thickness_nm", "symmetry", "agreement"))
+            yield [*head, rank, *of, *factor["hkl"], *numbers]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mlindex.bloch.beams import zone_frame
 from mlindex.bloch.potential import projected_cell, projected_potential
+from mlindex.bloch.record import weakest_hkl
 from mlindex.report.canvas import INK, Picture, note
 from mlindex.report.markup import Markup, table
 from mlindex.report.section import Section
@@ -91,18 +92,15 @@ def _best(shown: Shown) -> tuple[NDArray[np.int64], NDArray[np.complex128], NDAr
     return np.asarray(factors["hkl"])[mine], u, np.asarray(factors["sigma"])[mine]
 
 
+def _told(hkl: NDArray[np.int64]) -> str:
+    return " ".join(str(int(i)) for i in hkl)
+
+
 def _beam_rows(shown: Shown, values: NDArray[np.float64]) -> Markup:
     """R of every beam."""
-    hkl = np.asarray(shown.tables["beams"]["hkl"])
-    off, total = np.abs(values[0] - values[1]).sum(0), values[0].sum(0)
-    rows = [
-        [
-            " ".join(str(int(i)) for i in index),
-            f"{total[k] / len(values[0]):.4g}",
-            f"{off[k] / total[k]:.3g}" if total[k] else "",
-        ]
-        for k, index in enumerate(hkl)
-    ]
+    hkl, r = (np.asarray(shown.tables["beams"][name]) for name in ("hkl", "r_beam"))
+    mean = values[0].mean(0)
+    rows = [[_told(index), f"{mean[k]:.4g}", f"{r[k]:.3g}" if np.isfinite(r[k]) else ""] for k, index in enumerate(hkl)]
     return table(["Beam", "Mean intensity", "R"], rows)
 
 
@@ -128,6 +126,12 @@ def pattern_picture(shown: Shown, number: int) -> Picture:
             bar.ax.grid(False)
 
     told = f"R = {shown.first('r_factor'):.3g}, thickness {shown.first('thickness') / 10:.3f} nm"
+    if shown.first("symmetry") != "p1":
+        told += f", symmetry {shown.first('symmetry')}"
+    if (scale := float(shown.first("fitted_scale"))) != 1.0:
+        told += f", fitted scale {scale:.5g}"
+    if (background := float(shown.first("background"))) != 0.0:
+        told += f", background {background:.3g}"
     caption = (
         f"{told}, {shown.status}. A disc of tilts a beam, x along a* to the right; fractions of the incident beam, the "
         "colours of the first two as the root."
@@ -139,11 +143,21 @@ def _strongest(shown: Shown) -> Markup:
     hkl, u, sigma = _best(shown)
     half = np.arange(len(u) // 2 + 1, len(u))
     order = half[np.argsort(-np.abs(u[half]), kind="stable")][:_STRONGEST]
-    rows = [
-        [" ".join(str(int(i)) for i in hkl[k]), *(f"{x:.6f}" for x in (u[k].real, u[k].imag)), f"{sigma[k]:.2g}"]
-        for k in order
-    ]
+    rows = [[_told(hkl[k]), *(f"{x:.6f}" for x in (u[k].real, u[k].imag)), f"{sigma[k]:.2g}"] for k in order]
     return table(["hkl", "Re U (1/Å²)", "Im U", "Uncertainty"], rows)
+
+
+def _least_known(shown: Shown) -> str:
+    """What the pattern determines least, as a sentence; empty where that is not known."""
+    factors = shown.tables["factors"]
+    mine = np.asarray(factors["solution"]) == 0
+    weakest = weakest_hkl(np.asarray(factors["hkl"])[mine], np.asarray(factors["weakest"])[mine])
+    sigma = float(shown.first("weakest_sigma"))
+    if not weakest or np.isnan(sigma):
+        return ""
+    told = f"is uncertain by {sigma:.2g} 1/Å²" if np.isfinite(sigma) else "is not determined"
+    names = ", ".join(" ".join(map(str, hkl)) for hkl in weakest)
+    return f" The least determined combination of structure factors, mostly of {names}, {told}."
 
 
 def potential_picture(shown: Shown, number: int) -> Picture:
@@ -175,7 +189,7 @@ def potential_picture(shown: Shown, number: int) -> Picture:
 
     caption = (
         "The potential averaged along the zone axis, from the structure factors of the best solution; the frame is one "
-        "cell. Intensities do not tell where the origin is."
+        "cell. Intensities do not tell where the origin is." + _least_known(shown)
     )
     return Picture(f"potential-{number}", f"Potential: {shown.id}", caption, draw, (5.2, 4.2), _strongest(shown))
 

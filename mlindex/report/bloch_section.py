@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TABLE = "patterns"
 COLUMNS = (
     *("r_factor", "noise_r", "weighted_r", "thickness", "thickness_sigma"),
-    *("n_beams", "n_tilts", "n_solutions", "undetermined"),
+    *("n_beams", "n_tilts", "n_solutions", "undetermined", "agreement", "symmetry", "condition"),
 )
 _BINS = 40
 _LISTED = 50  # patterns that get a row
@@ -38,7 +38,7 @@ _LOWEST = 1e-16  # R on a logarithmic axis
 
 def _quantities(census: Census) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Each number of a pattern: its name on an axis, and a value a pattern."""
-    best = {name: np.asarray(values, float) for name, values in census.best.items()}
+    best = {name: np.asarray(census.best[name], float) for name in ("r_factor", "thickness", "thickness_sigma")}
     return {
         "r": ("R factor", np.maximum(best["r_factor"], _LOWEST)),
         "thickness": ("thickness (nm)", best["thickness"] / 10),
@@ -101,14 +101,18 @@ def _list(census: Census) -> Markup:
                 f"{best['noise_r'][k]:.3g}",
                 f"{best['thickness'][k] / 10:.4f}",
                 f"{best['thickness_sigma'][k] / 10:.2g}",
+                str(best["symmetry"][k]),
                 int(best["n_beams"][k]),
                 int(best["n_tilts"][k]),
                 int(best["n_solutions"][k]) - 1,
+                int(best["agreement"][k]),
                 int(best["undetermined"][k]),
+                f"{best['condition'][k]:.2g}" if np.isfinite(best["condition"][k]) else "",
             ]
         )
-    head = ["Pattern", "Status", "R", "R of noise", "Thickness (nm)", "Uncertainty (nm)", "Beams", "Tilts"]
-    return table([*head, "Alternatives", "Not determined"], rows, left=(0, 1), id="patterns-table")
+    head = ["Pattern", "Status", "R", "R of noise", "Thickness (nm)", "Uncertainty (nm)", "Symmetry", "Beams", "Tilts"]
+    head += ["Alternatives", "Starts that agree", "Not determined", "Condition"]
+    return table(head, rows, left=(0, 1), id="patterns-table")
 
 
 def bloch_sections(census: Census, tolerance: float) -> list[Section]:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlindex.bloch.record import weakest_hkl
 from mlindex.formats.cif import number_with_esd
 from mlindex.records import Result, Status
 
@@ -20,10 +21,11 @@ def _with_esd(value: float, sigma: float) -> str:
 
 
 def solution_line(result: Result, rank: int) -> str:
-    """ "R = 0.0157, thickness 30.000(3) nm"."""
+    """ "R = 0.0157, thickness 30.000(3) nm, symmetry p4m"."""
     row = {name: values[rank] for name, values in result.tables["solutions"].items()}
     depth, sigma = float(row["thickness"]) / 10, float(row["thickness_sigma"]) / 10
-    return f"R = {row['r_factor']:.3g}, thickness {_with_esd(depth, sigma)} nm"
+    told = f"R = {row['r_factor']:.3g}, thickness {_with_esd(depth, sigma)} nm"
+    return told if row["symmetry"] == "p1" else f"{told}, symmetry {row['symmetry']}"
 
 
 def pattern_table(result: Result) -> RenderableType:
@@ -55,10 +57,21 @@ def pattern_table(result: Result) -> RenderableType:
         notes.append(f"and {len(half) - SHOWN} weaker ones; --json has all")
     if float(pattern["scale"][0]) != 1.0:
         notes.append(f"the intensities were divided by {pattern['scale'][0]:.6g} to be fractions of the incident beam")
+    if (scale := float(pattern["fitted_scale"][0])) != 1.0:
+        notes.append(f"the fitted scale is {scale:.5g}")
+    if (background := float(pattern["background"][0])) != 0.0:
+        notes.append(f"the fitted background is {background:.3g} of the incident beam")
+    weakest = weakest_hkl(np.asarray(factors["hkl"])[best], np.asarray(factors["weakest"])[best])
+    of = ", ".join(" ".join(map(str, hkl)) for hkl in weakest)
     if undetermined := int(pattern["undetermined"][0]):
-        notes.append(f"{undetermined} combinations of these are not determined by the pattern")
+        verb = "combinations of these are" if undetermined > 1 else "combination of these is"
+        notes.append(f"{undetermined} {verb} not determined by the pattern" + (f", mostly of {of}" if of else ""))
+    elif of and np.isfinite(sigma := float(pattern["weakest_sigma"][0])):
+        notes.append(f"the least determined combination is mostly of {of}: uncertain by {sigma:.2g} 1/Å²")
     for rank in range(1, len(result.tables["solutions"]["r_factor"])):
-        notes.append(f"alternative {rank}: {solution_line(result, rank)}")
+        agreement = int(result.tables["solutions"]["agreement"][rank])
+        starts = f"{agreement} start{'s' * (agreement != 1)}"
+        notes.append(f"alternative {rank}: {solution_line(result, rank)}; {starts}")
     return Group(Text(title, "bold"), table, *(Text(f"   {note}") for note in notes))
 
 

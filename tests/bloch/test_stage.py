@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
 from mlindex.bloch import judge, noise, potential, search
 from mlindex.bloch.beams import Geometry, geometry, shell_beams, tilt_disc, zone_beams
 from mlindex.bloch.judge import Solution, with_origin
+from mlindex.bloch.propagate import intensities
 from mlindex.bloch.simulate import counted, crystal_u, random_u, simulate_pattern
 from mlindex.bloch.stage import BlochStage, start_from_file
 from mlindex.config import BlochSettings, read_campaign
@@ -26,6 +27,13 @@ from mlindex.stage import solve
 from tests.bloch.test_simulate import CIF, CUBIC
 
 AT = {"cell": CUBIC, "zone": (0, 0, 1), "voltage_kv": 120.0}
+
+
+OF_A_SOLUTION = (
+    *("r_factor", "thickness_nm", "thickness_sigma_nm", "symmetry", "agreement", "fitted_scale", "background"),
+    *("undetermined", "condition", "weakest", "weakest_sigma", "u"),
+)
+OF_A_PATTERN = ("alternatives", "scale", "noise_r", "beams")
 
 
 def square(steps: int = 6) -> Geometry:
@@ -69,9 +77,7 @@ def test_a_pattern_is_inverted_to_its_truth(file):
     truth, at = made()[1], square()
     assert result.status is Status.SOLVED and not result.reason
     record = json.loads(json.dumps(stage.record(result), allow_nan=False))
-    assert list(record) == [
-        *("id", "source", "status", "seconds", "r_factor", "thickness_nm", "u", "alternatives"),
-    ]
+    assert list(record) == ["id", "source", "status", "seconds", *OF_A_SOLUTION, *OF_A_PATTERN]
     assert record["r_factor"] < 1e-5 and record["thickness_nm"] == pytest.approx(18.0, abs=1e-3)
     assert [f["hkl"] for f in record["u"]] == at.dhkl.tolist()
     found = np.array([f["re"] + 1j * f["im"] for f in record["u"]])
@@ -94,7 +100,7 @@ def test_without_noise_only_a_small_r_is_a_solution(error, status):
     pattern, truth = made()
     record, result = finished(pattern, [solution(truth, square(), error)])
     assert record["status"] == status and record["r_factor"] == pytest.approx(error)
-    assert ("no noise" in record.get("reason", "")) == (status == "unsolved")
+    assert ("no noise is seen" in record.get("reason", "")) == (status == "unsolved")
     assert record["u"] and record["thickness_nm"] == pytest.approx(18.0), "the best fit is there all the same"
     assert result.tables["patterns"]["noise_r"][0] == 0
 
@@ -116,7 +122,7 @@ def test_alternatives_are_as_many_as_asked_for():
     ranked = [solution(truth, square(), 0.001 * k) for k in range(5)]
     record, result = finished(pattern, ranked, alternatives=2)
     assert [a["r_factor"] for a in record["alternatives"]] == pytest.approx([0.001, 0.002])
-    assert all(list(a) == ["r_factor", "thickness_nm", "u"] and len(a["u"]) == 13 for a in record["alternatives"])
+    assert all(tuple(a) == OF_A_SOLUTION and len(a["u"]) == 13 for a in record["alternatives"])
     assert result.tables["patterns"]["n_solutions"][0] == 3
 
 
@@ -131,6 +137,74 @@ def test_the_r_of_poisson_noise(mean, seed):
     assert noise.quantum(seen) == pytest.approx(0.2 / (mean + 20), rel=0.5)
 
 
+@given(counts=st.floats(1e3, 1e6), seed=st.integers(0, 2**31))
+@settings(max_examples=15)
+def test_the_noise_of_tilts_divided_by_their_own_sums(counts, seed):
+    """The direct beam at opposite tilts tells it, against the noise that was put in; without noise there is none."""
+    rng = np.random.default_rng(seed)
+    at = square(10)
+    clean = intensities(random_u(rng, at.dhkl, 0.1), at, 180.0)
+    seen = counted(rng, clean, counts)
+    one = clean.max() / counts
+    assert noise.quantum(seen, at) == pytest.approx(one, rel=0.5)
+    seen /= seen.sum(1, keepdims=True)
+    assert noise.quantum(seen) == 0 and noise.quantum(seen, at) == pytest.approx(one, rel=0.5)
+    assert noise.quantum(clean, at) == 0
+
+
+def test_absorption_is_no_noise_where_tilts_have_opposites():
+    """It varies the sums over the beams, and leaves the direct beam at opposite tilts alike."""
+    at = square()
+    u = random_u(np.random.default_rng(3), at.dhkl, 0.1)
+    absorbed = u + 0.1j * random_u(np.random.default_rng(4), at.dhkl, 0.1)
+    absorbed[len(u) // 2] += 0.03j
+    clean = intensities(absorbed, at, 180.0)
+    assert noise.quantum(clean) > 1e-6 and noise.quantum(clean, at) == 0
+    half = at.kt[:, 0] > 0
+    assert noise.quantum(clean[half], at.part(half)) == noise.quantum(clean[half]) > 0
+    lopsided = dataclasses.replace(at, hkl=at.hkl + np.eye(3, dtype=int)[2])
+    assert noise.quantum(clean, lopsided) == noise.quantum(clean)
+
+
+def test_what_is_not_fractions_and_does_not_fit_is_told_to_fit_the_scale():
+    pattern, truth = made()
+    counts = dataclasses.replace(pattern, scale=5e4)
+    bad = solution(truth, square(), 0.4)
+    assert "fit their scale (fit_scale)" in finished(counts, [bad])[0]["reason"]
+    assert "fit_scale" not in finished(counts, [bad], fit_scale=True)[0]["reason"]
+    assert "fit_scale" not in finished(pattern, [bad])[0]["reason"]
+    lost = dataclasses.replace(pattern, intensity=0.9 * pattern.intensity)
+    assert "fit their scale (fit_scale)" in finished(lost, [bad])[0]["reason"]
+
+
+def test_what_is_said_of_a_solution():
+    """Symmetry, scale, background, what is least determined, and the R of each beam, in tables and record."""
+    pattern, truth = made()
+    at = square()
+    share = np.zeros(13)
+    share[[4, 8]], share[[0, 12]], share[[3, 9]] = 0.7, 0.25, 0.05
+    model = truth.intensity * [1.0, 1.1, 1.0, 0.8, 1.0]
+    best = dataclasses.replace(
+        solution(truth, at), intensity=model, symmetry="p4m", scale=0.97, background=1e-3, undetermined=0, agreement=4
+    )
+    best = dataclasses.replace(best, condition=2e-5, weakest=share, weakest_sigma=3e-4)
+    other = dataclasses.replace(solution(truth, at, 0.01), undetermined=1, weakest_sigma=np.inf, weakest=share)
+    record, result = finished(dataclasses.replace(pattern, scale=5e4), [best, other])
+    assert (record["symmetry"], record["fitted_scale"], record["background"], record["agreement"]) == (
+        *("p4m", 0.97, 1e-3, 4),
+    )
+    assert record["scale"] == 5e4 and record["condition"] == 2e-5 and record["weakest_sigma"] == 3e-4
+    assert record["weakest"] == [at.dhkl[8].tolist(), at.dhkl[12].tolist()]
+    (alternative,) = record["alternatives"]
+    assert (alternative["symmetry"], alternative["undetermined"], alternative["weakest_sigma"]) == ("p1", 1, None)
+    assert [b["hkl"] for b in record["beams"]] == pattern.hkl.tolist()
+    assert [b["r"] for b in record["beams"]] == pytest.approx([0, 0.1, 0, 0.2, 0], abs=1e-12)
+    assert result.tables["patterns"]["symmetry"].tolist() == ["p4m"]
+    assert result.tables["solutions"]["symmetry"].tolist() == ["p4m", "p1"]
+    told = finished(pattern, [solution(truth, at)])[0]
+    assert told["condition"] is None and told["weakest"] == [] and told["fitted_scale"] == 1 and told["scale"] == 1
+
+
 def test_settings_reach_the_search(file, monkeypatch):
     told = {}
 
@@ -139,12 +213,23 @@ def test_settings_reach_the_search(file, monkeypatch):
         return [solution(made()[1], at)]
 
     monkeypatch.setattr(search, "invert", invert)
-    settings = BlochSettings(thickness_nm=(8, 40), seed=7, seconds=2.5, real=True)
-    stage = BlochStage(settings)
+    chosen = BlochSettings(
+        thickness_nm=(8, 40),
+        seed=7,
+        seconds=2.5,
+        real=True,
+        fit_scale=True,
+        fit_background=True,
+        weights="uniform",
+        symmetry=False,
+        cutoff=0.7,
+    )
+    stage = BlochStage(chosen)
     (result,) = solve(stage, stage.read(str(file)))
     assert result.status is Status.SOLVED
     assert told == {
         **{"start": None, "thickness": (80.0, 400.0), "seed": 7, "seconds": 2.5, "real": True},
+        **{"scale": True, "background": True, "poisson": False, "symmetry": False, "cutoff": 0.7},
         "shape": square().shape,
     }
 
@@ -158,8 +243,8 @@ def test_where_it_starts(file, cif, tmp_path):
     (tmp_path / "u.txt").write_text("# h k l re im\n" + "\n".join(lines))
     np.testing.assert_allclose(start_from_file(str(tmp_path / "u.txt"), pattern, at), expected)
     write_larbed(tmp_path / "named.h5", dataclasses.replace(pattern, cif="crystal.cif"))
-    for settings, blind in ((BlochSettings(), False), (BlochSettings(start="blind"), True)):
-        stage = BlochStage(settings)
+    for chosen, blind in ((BlochSettings(), False), (BlochSettings(start="blind"), True)):
+        stage = BlochStage(chosen)
         (prepared,) = stage.prepare(stage.read(str(tmp_path / "named.h5")))
         assert (prepared.start is None) == blind
         if prepared.start is not None:
@@ -207,6 +292,36 @@ def test_patterns_that_tell_too_little(tmp_path):
         stage = BlochStage()
         with pytest.raises(InputError, match=says):
             stage.prepare(stage.read(str(tmp_path / "bad.h5")))
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        ([[1, 0, 0]], r"a beam is missing among those that are farther out, as \[1, 0, 0\]"),
+        ([[1, 1, 0], [-1, -1, 0]], r"2 beams are missing .*, as \[-1, -1, 0\]; beams must fill their shells"),
+        ([[2, 0, 0]], ""),
+    ],
+)
+def test_beams_that_are_no_shell(left, says):
+    """A hole is told; gaps in the last shell are not, nor beams that a smaller cell would not have."""
+    hkl = shell_beams(CUBIC, (0, 0, 1), 13)
+    hkl = hkl[[h.tolist() not in left for h in hkl]]
+    tilt = tilt_disc(6, 60.0)[0]
+    arrays = {"hkl": hkl, "tilt": tilt, "cell": np.array(CUBIC), "zone": np.array([0, 0, 1])}
+    stage = BlochStage()
+    for name, beams in (("good" if not says else "bad", hkl), ("centred", hkl @ [[1, 1, 0], [-1, 1, 0], [0, 0, 1]])):
+        item = Item(
+            name,
+            f"{name}.h5",
+            arrays | {"hkl": beams, "intensity": np.ones((len(tilt), len(hkl)))},
+            {"voltage_kv": 120},
+        )
+        if not says:
+            assert stage.prepare([item])[0].geometry.shape == (len(tilt), len(hkl))
+            continue
+        with pytest.raises(InputError, match=says if name == "bad" else "missing among those") as caught:
+            stage.prepare([item])
+        assert str(caught.value).startswith(f"{name}.h5: ") and "\n" not in str(caught.value)
 
 
 def test_the_potential_of_strontium_titanate(cif):

@@ -58,7 +58,13 @@ def known(monkeypatch, patterns):
         truth = truths[which][1]
         model = np.roll(truth.intensity, 7, 0) if which else truth.intensity
         u = with_origin(truth.u, at)
-        best = Solution(u, np.full(len(u), 2e-5), 180.0, 0.02, r_factor(intensity, model), 0.001, model, which)
+        share = np.zeros(len(u))
+        share[[0, 5, 7, 12]] = 0.4, 0.6, 0.6, 0.4
+        said = {"condition": 1e-4, "weakest": share, "weakest_sigma": np.inf if which else 4e-4}
+        best = Solution(
+            *(u, np.full(len(u), 2e-5), 180.0, 0.02, r_factor(intensity, model), 0.001, model, which, 5),
+            **(said | ({} if which else {"symmetry": "p4m", "scale": 0.98, "background": 2e-4})),
+        )
         return [best, Solution(u.conj(), best.sigma, 181.0, 0.03, 0.5, 0.4, model, 0)]
 
     monkeypatch.setattr(search, "invert", invert)
@@ -75,16 +81,38 @@ def test_json_has_the_structure_factors(patterns, known, run):
     at = geometry(pattern.hkl, pattern.tilt, cell=pattern.cell, zone=pattern.zone.tolist(), voltage_kv=120.0)
     np.testing.assert_allclose(found, with_origin(truth.u, at), atol=1e-12)
     assert [f["hkl"] for f in alpha["u"]] == truth.dhkl.tolist() and alpha["u"][0]["sigma"] == pytest.approx(2e-5)
-    assert [a["thickness_nm"] for a in alpha["alternatives"]] == [18.1]
+    assert [(a["thickness_nm"], a["symmetry"], a["agreement"]) for a in alpha["alternatives"]] == [(18.1, "p1", 1)]
+    said = [alpha[name] for name in ("symmetry", "agreement", "fitted_scale", "background", "scale", "weakest_sigma")]
+    assert said == ["p4m", 5, 0.98, 2e-4, 1.0, 4e-4] and beta["weakest_sigma"] is None
+    assert alpha["weakest"] == [at.dhkl[7].tolist(), at.dhkl[12].tolist()] and len(alpha["beams"]) == 5
+    assert max(b["r"] for b in alpha["beams"]) < 1e-9 < min(b["r"] for b in beta["beams"])
     assert beta["status"] == "unsolved" and beta["reason"].startswith("the best fit has R = ") and beta["u"]
     assert broken["status"] == "failed" and broken["u"] == [] and broken["r_factor"] is None
+    assert list(broken) == ["id", "source", "status", "reason", *list(alpha)[3:]]
+
+
+def test_the_options_are_those_of_the_search(patterns, monkeypatch, run):
+    told = {}
+    monkeypatch.setattr(search, "invert", lambda *_, **options: told.update(options) or 1 / 0)
+    run("invert", "larbed", patterns / "alpha.h5")
+    assert [told[name] for name in ("scale", "background", "poisson", "real")] == [False, False, True, False]
+    assert told["symmetry"] and told["cutoff"] is None
+    options = ("--no-symmetry", "--cutoff", 0.7, "--fit-scale", "--fit-background", "--weights", "uniform", "--real")
+    assert run("invert", "larbed", patterns / "alpha.h5", *options).code == 1
+    assert [told[name] for name in ("scale", "background", "poisson", "real")] == [True, True, False, True]
+    assert not told["symmetry"] and told["cutoff"] == 0.7
 
 
 def test_a_table_for_people(patterns, known, run):
     answer = run("invert", "larbed", patterns / "alpha.h5", patterns / "beta.h5")
     assert answer.code == 0 and "2 patterns: 1 solved, 1 unsolved" in answer.err
-    assert "thickness 18.000(2) nm; 5 beams, 81 tilts" in answer.out and "alternative 1: R = 0.5" in answer.out
-    assert "beta: unsolved: R = " in answer.out and "1 combinations of these are not determined" in answer.out
+    assert "thickness 18.000(2) nm, symmetry p4m; 5 beams, 81 tilts" in answer.out
+    assert "alternative 1: R = 0.5" in answer.out and "; 1 start" in answer.out
+    assert "the fitted scale is 0.98" in answer.out and "background is 0.0002 of the incident beam" in answer.out
+    weakest = " ".join(answer.out.split())
+    assert "the least determined combination is mostly of 0 1 0, 2 0 0: uncertain by 0.0004 1/Å²" in weakest
+    assert "beta: unsolved: R = " in answer.out
+    assert "1 combination of these is not determined by the pattern, mostly of 0 1 0, 2 0 0" in weakest
 
 
 def test_results_are_exported_and_reported(patterns, known, run, tmp_path):
@@ -96,6 +124,7 @@ def test_results_are_exported_and_reported(patterns, known, run, tmp_path):
     assert len(rows) == 13 * 2 * 2 + 1 and rows[-1]["status"] == "failed" and rows[-1]["re"] == ""
     first = printed[0]["u"][0]
     assert [int(rows[0][i]) for i in "hkl"] == first["hkl"] and float(rows[0]["re"]) == first["re"]
+    assert [(row["symmetry"], row["agreement"]) for row in (rows[0], rows[13])] == [("p4m", "5"), ("p1", "1")]
     assert {row["rank"] for row in rows[:26]} == {"1", "2"} and float(rows[13]["thickness_nm"]) == pytest.approx(18.1)
     refused = run("export", tmp_path / "results.h5", "--to", "cif")
     assert refused.code == 2 and "these are results of LARBED patterns" in refused.err
@@ -105,7 +134,12 @@ def test_results_are_exported_and_reported(patterns, known, run, tmp_path):
     assert page.texts["n-solved"] == "1" and page.texts["n-unsolved"] == "1" and page.texts["n-failed"] == "1"
     table = page.rows("patterns-table")
     assert [row["Pattern"] for row in table] == ["alpha", "beta"] and table[0]["Thickness (nm)"] == "18.0000"
+    assert [row["Symmetry"] for row in table] == ["p4m", "p1"] and table[0]["Starts that agree"] == "5"
+    assert table[0]["Condition"] == "0.0001"
     assert {"pattern-1", "pattern-2", "potential-1", "potential-2"} <= set(page.ids)
+    html = (tmp_path / "results.html").read_text()
+    assert "nm, symmetry p4m, fitted scale 0.98, background 0.0002, solved" in html
+    assert "mostly of 0 1 0, 2 0 0, is uncertain by 0.0004" in html and "mostly of 0 1 0, 2 0 0, is not determ" in html
     pictures = {p.name for p in (tmp_path / "results").iterdir()}
     assert {"inversion.png", "pattern-1.png", "potential-2.png"} <= pictures
 
@@ -152,6 +186,8 @@ def test_the_demo_campaign(run, tmp_path):
         (["--thickness", "30,10"], "give the least and the greatest thickness in nanometres"),
         (["--start", "nowhere.cif"], "nowhere.cif: there is no such file to start from"),
         (["--seconds", "0"], "seconds"),
+        (["--cutoff", "-1"], "cutoff"),
+        (["--weights", "gauss"], "weights: Input should be 'poisson' or 'uniform'"),
         (["-o", "nowhere/results.h5"], "cannot be written"),
     ],
 )
