@@ -26,6 +26,7 @@ _TILTS, _PER_UNKNOWN = 32, 8  # of a stage; intensities an unknown
 _SIZED = 0.75  # how often a start has the kinematic sizes
 _SMALL = 0.01  # 1/A^2 of a random start
 _KINDS = ((_SMALL, 1.0), (3 * _SMALL, 1e-2), (_SMALL, 10.0), (3 * _SMALL, 0.1))  # sizes and dampings of random starts
+_JITTER = 0.15  # of a starting model, in every other start: what it lacks may be in its way
 _BEST = 0.5  # how often a start is at the thickness that served best, when each has had one
 _FIRST, _LAST, _OTHERS = 4.0, 2.0, 1.0  # shares of the time: the highest symmetry, none, those between
 _OFF = 0.5  # of a starting model: how far it may be from a symmetry that is tried with it, in the root of squares
@@ -78,7 +79,7 @@ class Arm:
         count = len(self.free) - refine.EXTRA
         free = self.free[:count]
         if self.given is not None:
-            off = 0.0 if self.turns < len(self.places.depth) else 0.2
+            off = _JITTER if self.turns % 2 else 0.0
             return self.given * (1 + off * rng.normal(size=count) * free), 1e-2
         if rng.random() < _SIZED:
             angle = rng.uniform(0, 2 * np.pi, len(self.sizes))
@@ -142,7 +143,7 @@ def arms_of(
             )
         )
     if start is not None:
-        places = Thicknesses(_near_model(arms[-1], observed, geometry, limits, candidates))
+        places = Thicknesses(_near_model(arms[0], observed, geometry, limits, candidates))
         for arm in arms:
             arm.places = places
     return arms
