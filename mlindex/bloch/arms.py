@@ -26,14 +26,17 @@ _TILTS, _PER_UNKNOWN = 32, 8  # of a stage; intensities an unknown
 _SIZED = 0.75  # how often a start has the kinematic sizes
 _SMALL = 0.01  # 1/A^2 of a random start
 _KINDS = ((_SMALL, 1.0), (3 * _SMALL, 1e-2), (_SMALL, 10.0), (3 * _SMALL, 0.1))  # sizes and dampings of random starts
+_CLEAR = 0.4  # cost at a thickness against the median of all, where it need not wait until each has had one
 _JITTER = 0.15  # of a starting model, in every other start: what it lacks may be in its way
 _BEST = 0.5  # how often a start is at the thickness that served best, when each has had one
+BESIDE = 0.05  # R factor, below which a few signs may be all that is wrong
+_FLIPS, _FLIPPED = 0.5, (1.0, 2.0, 4.0)  # how often signs of the best solution are turned there, and how many
 _FIRST, _LAST, _OTHERS = 4.0, 2.0, 1.0  # shares of the time: the highest symmetry, none, those between
 _OFF = 0.5  # of a starting model: how far it may be from a symmetry that is tried with it, in the root of squares
 
 
 class Thicknesses:
-    """Where the next start is made: all candidates in turn, then mostly those that served best."""
+    """Where the next start is made: all candidates in turn, unless one is clearly best; then mostly the best ones."""
 
     def __init__(self, candidates: Float[np.ndarray, " k"]) -> None:
         self.depth = np.array(candidates)
@@ -42,6 +45,9 @@ class Thicknesses:
 
     def next(self, rng: np.random.Generator) -> int:
         """The number of a candidate."""
+        known = self.cost[np.isfinite(self.cost)]
+        if len(known) > 1 and known.min() < _CLEAR * np.median(known) and rng.random() < _BEST:
+            return int(np.argmin(self.cost))
         self.turn += 1
         if self.turn <= len(self.depth):
             return self.turn - 1
@@ -74,20 +80,24 @@ class Arm:
     scores: list[list[float]] = field(default_factory=lambda: [[] for _ in STAGES])
     best: refine.State | None = None
 
-    def start(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
-        """Structure factors and damping."""
+    def start(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], float, bool]:
+        """Structure factors, damping, and whether they are those of the best solution but for signs."""
         count = len(self.free) - refine.EXTRA
         free = self.free[:count]
+        if self.best is not None and float(self.best.r_factor) < BESIDE and rng.random() < _FLIPS:
+            # A wrong sign of a weak U is a valley of its own, often the only thing that is missing
+            turned = np.where(rng.random(count) < rng.choice(_FLIPPED) / count, -1.0, 1.0)
+            return np.asarray(self.best.x)[:count] * turned, 1e-2, True
         if self.given is not None:
             off = _JITTER if self.turns % 2 else 0.0
-            return self.given * (1 + off * rng.normal(size=count) * free), 1e-2
+            return self.given * (1 + off * rng.normal(size=count) * free), 1e-2, False
         if rng.random() < _SIZED:
             angle = rng.uniform(0, 2 * np.pi, len(self.sizes))
             parts = [np.cos(angle), np.sin(angle)] if self.how.imaginary is not None else [np.sign(np.cos(angle))]
             x = np.concatenate([self.sizes * part for part in parts]) + _SMALL / 3 * rng.normal(size=count)
-            return x * free, float(rng.choice((0.1, 0.01)))
+            return x * free, float(rng.choice((0.1, 0.01))), False
         scale, damping = _KINDS[rng.integers(len(_KINDS))]
-        return rng.normal(size=count) * scale * free, damping
+        return rng.normal(size=count) * scale * free, damping, False
 
     def passes(self, stage: int, cost: float) -> bool:
         """Whether a start is among the better part of those that came to a stage."""

@@ -7,7 +7,7 @@ sum is q times the sum. Intensity that leaves the recorded beams varies the sum 
 Where somebody has divided each tilt by its own sum, that tells nothing. But by reciprocity the direct beam is as strong
 at a tilt as at the opposite one, whatever the crystal and its thickness, if every beam of the zero-order zone has its
 opposite: structure matrices of opposite tilts are each other's transpose, -g in the place of g. Their difference is
-noise, and more where the tilts are not centred. The smaller of both answers is taken: neither is too small.
+noise, and more where the tilts are not centred. Neither answer is too small but by chance.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MODEL_R = 0.02  # what scattering factors and the choice of beams may cost: a fe
 _NOISE_FACTOR = 1.5  # R against that of the noise; wrong minima of noisy patterns have several times as much
 _ROUNDING = 1e-14  # below this it is no noise
 _MAD = 1.4826  # of a normal distribution, standard deviation over the median absolute deviation
+_MUCH = 2.0  # the quantum from the sums over that from opposite tilts, beyond which intensity leaves the beams
 _PAIRS = 8  # of opposite tilts, from which something can be said
 _CENTRED = 1e-2  # of the step between tilts: what may be missing for two to be opposite
 _FLAT = 1e-6  # 1/A: a beam that is no farther out belongs to the zero-order zone
@@ -36,7 +37,8 @@ def quantum(intensity: Float[np.ndarray, "m n"], geometry: Geometry | None = Non
     by_centre = None if geometry is None else _quantum_of_opposites(intensity, geometry, divided=by_sums == 0)
     if by_centre is None:
         return by_sums
-    return by_centre if by_sums == 0 else min(by_sums, by_centre)
+    # The direct beam alone scatters more: it decides where the sums see much more than noise, or nothing
+    return by_sums if 0 < by_sums < _MUCH * by_centre else by_centre
 
 
 def _quantum_of_sums(intensity: Float[np.ndarray, "m n"]) -> float:

@@ -21,7 +21,7 @@ from jaxtyping import Complex, Float
 from numpy.typing import NDArray
 
 from mlindex.bloch import refine
-from mlindex.bloch.arms import STAGES, Arm, arms_of
+from mlindex.bloch.arms import BESIDE, STAGES, Arm, arms_of
 from mlindex.bloch.beams import Geometry
 from mlindex.bloch.jacobian import parameters_from_u, u_from_parameters
 from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, uniqueness, weighted_r, with_origin
@@ -35,12 +35,13 @@ _MANY = 3  # times the tilts of a stage, before all are taken
 _ROUNDS, _ROUND = 4, 10  # on all tilts, and the steps in each
 _NEAR = 0.12  # R factor, beyond that of noise, of a start that is worth the time that all tilts take
 _EXACT = 1e-6  # R factor where nothing is left to explain
-_SOLVED = 5e-4  # R factor at which the search ends: far below that of any measurement
+_QUICK = 100  # unknowns without ties up to which a fit to all tilts costs little
+_SOLVED = 1e-4  # R factor at which the search ends: far below that of any measurement
 _PROMISING, _SAME = 1.25, 0.02  # cost against the best, to go on with a start; and to be the same solution
 _STARTS = 3000
 _KEPT, _ALIKE = 2.0, 0.3  # cost against the best of what is reported; share of a residual that is no other solution
 _REPORTED = 5
-_NOISE = 1.15  # R factor against that of the counting noise where nothing is left to explain
+_NOISE = 1.2  # R factor against that of the counting noise where nothing is left to explain
 _EQUIVALENT = 3.0  # R factor between equivalent intensities, against the largest R of a solution
 _FREED = 3.0  # F ratio beyond which ties are given up
 
@@ -75,9 +76,11 @@ def _modelled(x: Any, arm: Arm, problem: _Problem) -> NDArray[np.float64]:
 def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) -> refine.State | None:
     """One start through its stages; None where it was not among the better part."""
     geometry = problem.geometry
-    y, damping = arm.start(rng)
+    y, damping, beside = arm.start(rng)
     which = arm.places.next(rng)
     depth = float(arm.places.depth[which]) + width * rng.uniform(-1, 1)
+    if beside and arm.best is not None:
+        depth = refine.thickness_of(arm.best, geometry.k0)
     arm.turns += 1
     x = refine.parameters(y, depth, geometry.k0)
     state = None
@@ -88,7 +91,7 @@ def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) 
         state = refine.fitted(x, damping, data, arm.how, arm.free, steps)
         cost = float(state.cost) / len(tilts)
         passes = arm.passes(stage, cost)
-        if stage == 0:
+        if stage == 0 and not beside:
             arm.places.learn(which, cost / float(np.median(arm.scores[0])))
         if not passes:
             return None
@@ -172,6 +175,11 @@ def invert(
                     state = _polished(state.x, arm, problem, lowest, rng)
                     lowest = min(lowest, float(state.cost))
                     found = _ranked(found, state, arm)
+                    if enough <= float(state.r_factor) < BESIDE and arms[-1].free.sum() < _QUICK:
+                        # A wrong sign of a weak U may hold it there, and the complex plane has a way around
+                        state, _, beside = _released(state, 1, arm, arms[-1], problem, rng)
+                        lowest = min(lowest, float(state.cost))
+                        found = _ranked(found, state, beside)
             # The first start of an arm compiles, which says nothing of what the next one takes
             arm.spent += (time.monotonic() - clock) if arm.turns > 1 else 1e-3
             over = seconds is not None and time.monotonic() - began > seconds
