@@ -13,7 +13,10 @@ the same line errors:
 - `clean`: the errors alone;
 - `impurity`: one to three lines that the cell does not explain, uniform in 2theta up to the twentieth line;
 - `zero`: all lines shifted by +0.05 or -0.05 degrees in 2theta;
-- `missing`: 30 % of the lines taken away at random, never leaving fewer than ten.
+- `missing`: 30 % of the lines taken away at random, never leaving fewer than ten;
+- `dirty`: two impurity lines, a zero shift of +0.05 or -0.05 degrees, and 20 % of the lines missing;
+- `serial`: the errors of serial powders in place of the diffractometer's, q2 known to 0.0001 + 0.0006 q2 (normal), and
+  no wavelength.
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ from numpy.typing import NDArray
 from benchmarks.quality.truth import centring_of, niggli
 
 SETS = ("train", "validation", "test")
-VARIANTS = ("clean", "impurity", "zero", "missing")
+VARIANTS = ("clean", "impurity", "zero", "missing", "dirty", "serial")
 LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oS", "oI", "oF", "mP", "mC", "aP")
 WAVELENGTH = 1.5405929  # angstrom, Cu K alpha 1
 ERROR = 0.01  # degrees 2theta, standard deviation
 ZERO_SHIFT = 0.05  # degrees 2theta
-MISSING = 0.30
+MISSING, MISSING_DIRTY = 0.30, 0.20
+SERIAL = (1e-4, 6e-4)  # standard deviation of q2: constant and slope
 FEWEST, WANTED = 10, 20  # lines a list must have; lines asked for first where the symmetry is orthorhombic or lower
 
 
@@ -97,15 +101,22 @@ def measured(tth: NDArray[np.float64], variant: str, uid: str, seed: int) -> NDA
     """The 2theta (degrees, ascending) that a diffractometer would give for the true `tth`, shape (n,), of `uid`."""
     errors = np.random.default_rng([seed, _hash(uid)])
     dirt = np.random.default_rng([seed, _hash(uid), VARIANTS.index(variant)])
-    lines = tth + errors.normal(0, ERROR, tth.size)
-    if variant == "zero":
+    if variant == "serial":
+        q2 = (2 * np.sin(np.radians(tth / 2)) / WAVELENGTH) ** 2
+        q2 = q2 + errors.normal(0, 1, tth.size) * (SERIAL[0] + SERIAL[1] * q2)
+        lines = 2 * np.degrees(np.arcsin(np.sqrt(np.maximum(q2, 1e-6)) * WAVELENGTH / 2))
+    else:
+        lines = tth + errors.normal(0, ERROR, tth.size)
+    if variant in ("zero", "dirty"):
         lines = lines + ZERO_SHIFT * dirt.choice([-1, 1])
-    elif variant == "missing":
-        lost = min(round(MISSING * lines.size), max(lines.size - FEWEST, 0))
+    if variant in ("missing", "dirty"):
+        share = MISSING if variant == "missing" else MISSING_DIRTY
+        lost = min(round(share * lines.size), max(lines.size - FEWEST, 0))
         lines = np.delete(lines, dirt.choice(lines.size, lost, replace=False))
-    elif variant == "impurity":
+    if variant in ("impurity", "dirty"):
         first, last = lines.min(), np.sort(lines)[:20].max()
-        lines = np.append(lines, _strangers(lines, first, last, int(dirt.integers(1, 4)), dirt))
+        count = 2 if variant == "dirty" else int(dirt.integers(1, 4))
+        lines = np.append(lines, _strangers(lines, first, last, count, dirt))
     lines = np.sort(lines)
     return lines[np.append(True, np.diff(lines) > 1e-6)]
 
@@ -135,7 +146,7 @@ def calculated(data: Path, which: str, variant: str, per_lattice: int, seed: int
             cell=(row.a, row.b, row.c, row.alpha, row.beta, row.gamma),
             niggli=(row.na, row.nb, row.nc, row.nalpha, row.nbeta, row.ngamma),
             q2=(2 * np.sin(theta) / WAVELENGTH) ** 2,
-            wavelength=WAVELENGTH,
+            wavelength=None if variant == "serial" else WAVELENGTH,
         )
 
 
