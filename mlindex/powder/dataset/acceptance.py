@@ -16,10 +16,11 @@ from scipy.optimize import minimize
 
 SEPARATION = 0.1 / 1.5  # degrees 2theta: of two nearer lines one is seen (FWHM 0.1 degrees)
 DEFAULT = (0.75, 0.0, 2000.0)  # c0, c1 (angstrom^2), k (angstrom^2), where there is nothing to fit
+STEEPEST = 1e5  # angstrom^2, of k: at this the nearer neighbour of a line that stands alone does not matter
 FIRST = 24  # positions of the first seen line that are told apart
 
 
-def acceptance(law: Any, gap: Float[Any, "..."], q2: Float[Any, "..."]) -> Float[Any, "..."]:
+def acceptance(law: Any, gap: Float[Any, "*n"], q2: Float[Any, "*n"]) -> Float[Any, "*n"]:
     """rho in [0, 1] for `law` = (c0, c1, k), gap and q2 in 1/angstrom^2; NumPy or JAX arrays."""
     xp = gap.__array_namespace__()
     return xp.clip(law[0] + law[1] * q2, 0.0, 1.0) * (1 - xp.exp(-law[2] * gap))
@@ -34,7 +35,7 @@ def fitted_acceptance(
     scale = float(np.median(q2))
 
     def law(z: NDArray) -> NDArray:
-        return np.array([z[0], z[1] / scale, np.exp(z[2])])
+        return np.array([z[0], z[1] / scale, np.exp(min(z[2], np.log(STEEPEST)))])
 
     def loss(z: NDArray) -> float:
         rho = np.clip(acceptance(law(z), gap, q2), 1e-4, 1 - 1e-4)

@@ -27,9 +27,11 @@ from mlindex.powder.dataset.filters import WAVELENGTH
 from mlindex.powder.dataset.groups import groups
 from mlindex.powder.dataset.lists import MARGIN
 from mlindex.powder.dataset.perturb import perturbed, spread
+from mlindex.powder.dataset.split import FEWEST
 from mlindex.records import InputError
 
 WIDEST = 256  # lines of an entry on the device
+FITTING = 0.97  # of the entries: the share that has all the lines that are wanted
 SCALE = 0.3  # standard deviation of the logarithm of the volume of a perturbed cell, at perturb = 0.2
 SHORT, LONG = 60.0, 120.0  # degrees 2theta between which a resampled pattern ends
 STRANGERS = 8  # impurity lines of a sample at most
@@ -64,7 +66,7 @@ class Table(NamedTuple):
     known: Float[Array, " n"]
     reach: Float[Array, " n"]
     steps: Float[Array, "p p"]
-    law: Float[Array, "3"]
+    law: Float[Array, " k"]
     first: Float[Array, " f"]
     lattice: Lattice
     row: Int[Array, " n"]
@@ -103,7 +105,7 @@ class Sample(NamedTuple):
     entry: Int[Array, " b"]
 
 
-def table(entries: Entries, bravais: str, set: str, *, lines: int = 24) -> Table:  # noqa: A002
+def table(entries: Entries, bravais: str, set: str, *, lines: int = 24) -> Table:
     """The entries of a Bravais lattice in a set ("train", "validation", "test") for sampling lists of `lines` lines.
 
     Raises `InputError` where there are none.
@@ -115,7 +117,8 @@ def table(entries: Entries, bravais: str, set: str, *, lines: int = 24) -> Table
     train = np.flatnonzero(here & (entries.set == "train"))
     number = groups(entries).number
     rows = [_row(entries, int(i), lines) for i in index]
-    width = max(len(hkl) for hkl, _, _ in rows)
+    width = int(np.ceil(np.quantile([len(hkl) for hkl, _, _ in rows], FITTING)))
+    rows = [_cut(entries, int(i), row, width) for i, row in zip(index, rows, strict=True)]
     hkl = np.zeros((len(rows), width, 3), np.int8)
     observable, valid = np.zeros((2, len(rows), width), bool)
     for n, (listed, flags, _) in enumerate(rows):
@@ -145,12 +148,18 @@ def _row(entries: Entries, i: int, lines: int) -> tuple[NDArray, NDArray, float]
     hkl, observable = entries.lines(i)
     q2 = q2_from_hkl(entries.g[i], hkl)
     seen = np.flatnonzero(observable)
-    last = int(seen[min(2 * lines, len(seen)) - 1]) if len(seen) else 0
+    last = int(seen[min(lines, len(seen)) - 1]) if len(seen) else 0
     wanted = MARGIN * max(q2[last], q2[min(2 * lines, len(q2)) - 1])
     stop = min(int(np.searchsorted(q2, wanted)), WIDEST)
     large = np.flatnonzero(np.abs(hkl).max(1) > 127)  # of what an int8 holds
     stop = min(stop, int(large[0])) if len(large) else stop
-    reach = float(q2[stop] * (1 - 1e-6)) if stop < len(q2) else float(entries.complete[i])
+    return _cut(entries, i, (hkl, observable, float(entries.complete[i])), stop)
+
+
+def _cut(entries: Entries, i: int, row: tuple[NDArray, NDArray, float], stop: int) -> tuple[NDArray, NDArray, float]:
+    hkl, observable, reach = row
+    if stop < len(hkl):
+        reach = float(q2_from_hkl(entries.g[i], hkl[stop]) * (1 - 1e-6))
     return hkl[:stop], observable[:stop], reach
 
 
@@ -179,11 +188,11 @@ def _seen_law(entries: Entries, train: NDArray) -> tuple[NDArray, NDArray]:
     return law, first_shares(np.array(firsts))
 
 
-def _tth(q2: Float[Array, "..."]) -> Float[Array, "..."]:
+def _tth(q2: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.degrees(2 * jnp.arcsin(jnp.clip(jnp.sqrt(jnp.maximum(q2, 0)) * (WAVELENGTH / 2), 0, 1)))
 
 
-def _q2(tth: Float[Array, "..."]) -> Float[Array, "..."]:
+def _q2(tth: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (2 / WAVELENGTH * jnp.sin(jnp.radians(jnp.clip(tth, 0, 180) / 2))) ** 2
 
 
@@ -198,8 +207,8 @@ def _walk(
     """Which lines are seen, in the order of 2theta. `rho`: probability of a line alone; `overlap`: whether the rule
     of one half holds for lines that overlap the next."""
     b, m = tth.shape
-    coin = jax.random.uniform(key, (m, b))
-    following = jnp.concatenate([tth[:, 1:], jnp.full((b, 1), jnp.inf)], 1)
+    coin = jax.random.uniform(key, (m, b), tth.dtype)
+    following = jnp.concatenate([tth[:, 1:], jnp.full((b, 1), jnp.inf, tth.dtype)], 1)
     close = (following - tth < SEPARATION) & overlap[:, None]
 
     def step(state: tuple, line: tuple) -> tuple:
@@ -210,7 +219,7 @@ def _walk(
         taken = free & (u < chance)
         return (jnp.where(taken, position, last), free & near & ~taken), taken
 
-    start = (jnp.full(b, -jnp.inf), jnp.zeros(b, bool))
+    start = (jnp.full(b, -jnp.inf, tth.dtype), jnp.zeros(b, bool))
     lines = (tth.T, rho.T, close.T, exists.T, coin, jnp.arange(m))
     return jax.lax.scan(step, start, lines)[1].T
 
@@ -234,7 +243,8 @@ def sample(
     """`count` lists of at most `lines` lines. Pure and deterministic in `key`.
 
     `perturb`: standard deviations by which cells are moved (0: the cells as they are, nor scaled). `resample`: half of
-    the samples take their lines by the acceptance; False keeps the entries' observable lines in all. `rows` (count,)
+    the samples, and all of entries with fewer than ten observable lines, take their lines by the acceptance; False
+    keeps the entries' observable lines in all. `rows` (count,)
     chooses the rows of the table; None draws them by weight. Lists are cut where the entry's lines would no longer be
     complete in the new cell.
     """
@@ -248,7 +258,7 @@ def sample(
     # The cell: perturbed, then scaled, which changes no angle and no ratio
     old = table.x[entry]
     near = perturbed(keys[1], old, table.steps, perturb, table.lattice)
-    scale = jnp.exp(-2 / 3 * SCALE * perturb / 0.2 * jax.random.normal(keys[2], (count,)))
+    scale = jnp.exp(-2 / 3 * SCALE * perturb / 0.2 * jax.random.normal(keys[2], (count,), jnp.float32))
     x = near * scale[:, None]
     hkl = table.hkl[entry].astype(jnp.int32)
     design = products_from_hkl(hkl).astype(jnp.float32) @ embed
@@ -263,7 +273,8 @@ def sample(
         jnp.take_along_axis(a, order if a.ndim == 2 else order[:, :, None], axis=1)
         for a in (position, exists, table.observable[entry], hkl)
     )
-    resampled = jax.random.bernoulli(keys[3], 0.5, (count,)) & resample
+    few = jnp.sum(table.observable, axis=1)[entry] < FEWEST
+    resampled = (jax.random.bernoulli(keys[3], 0.5, (count,)) | few) & resample
     ordered = jnp.where(exists, position, jnp.inf)
     ahead = jnp.diff(ordered, append=jnp.full((count, 1), jnp.inf), axis=1)
     ahead = jnp.where(jnp.isnan(ahead), jnp.inf, ahead)
@@ -272,17 +283,17 @@ def sample(
     place = jnp.searchsorted(table.first, jax.random.uniform(keys[4], (count,)))
     first = jnp.where(resampled, place, -1)
     angle = _tth(position)
-    end = jax.random.uniform(keys[5], (count, 1), minval=SHORT, maxval=LONG)
+    end = jnp.where(few, LONG, jax.random.uniform(keys[5], (count,), jnp.float32, SHORT, LONG))[:, None]
     exists &= (angle < end) | ~resampled[:, None]
     seen = _walk(keys[6], jnp.where(exists, angle, jnp.inf), rho, first, exists, resampled)
 
     # What the instrument makes of them
     lost = jax.random.bernoulli(keys[7], _per_sample(errors.missing, count)[:, None], seen.shape)
     seen &= ~lost
-    normal = jax.random.normal(keys[8], seen.shape)
+    normal = jax.random.normal(keys[8], seen.shape, jnp.float32)
     constant, slope = (_per_sample(v, count)[:, None] for v in errors.serial)
     moved = position + normal * (constant + slope * position)
-    shift = _per_sample(errors.zero, count) * jax.random.uniform(keys[9], (count,), minval=-1.0, maxval=1.0)
+    shift = _per_sample(errors.zero, count) * jax.random.uniform(keys[9], (count,), jnp.float32, -1.0, 1.0)
     added = normal * _per_sample(errors.sigma, count)[:, None] + shift[:, None]
     observed = jnp.where(added == 0, moved, _q2(_tth(moved) + added))
     seen &= observed > 0
@@ -302,8 +313,8 @@ def _smallest_stretch(
     old: Float[Array, "b p"], new: Float[Array, "b p"], embed: Float[Array, "6 p"]
 ) -> Float[Array, " b"]:
     """The smallest ratio of q2 in the new cell to q2 in the old one, over all directions."""
-    before = jnp.linalg.cholesky(matrix_from_metric(old @ embed.T))
-    turned = jax.scipy.linalg.solve_triangular(before, matrix_from_metric(new @ embed.T), lower=True)
+    before = jnp.linalg.cholesky(jax.vmap(matrix_from_metric)(old @ embed.T))
+    turned = jax.scipy.linalg.solve_triangular(before, jax.vmap(matrix_from_metric)(new @ embed.T), lower=True)
     relative = jax.scipy.linalg.solve_triangular(before, jnp.swapaxes(turned, 1, 2), lower=True)
     return jnp.linalg.eigvalsh((relative + jnp.swapaxes(relative, 1, 2)) / 2)[:, 0]
 
@@ -325,7 +336,7 @@ def _strangers(
     count = jnp.sum(seen, axis=1)
     low = 0.5 * ranked[:, 0]
     high = jnp.take_along_axis(ranked, jnp.clip(count, 1, lines)[:, None] - 1, axis=1)[:, 0]
-    u = jax.random.uniform(place_key, (b, STRANGERS * _TRIALS))
+    u = jax.random.uniform(place_key, (b, STRANGERS * _TRIALS), jnp.float32)
     trial = low[:, None] + u * (high - low)[:, None]
     clear = jnp.min(jnp.abs(trial[:, :, None] - angle[:, None, :]), axis=2) > _CLEAR
     clear = clear.reshape(b, STRANGERS, _TRIALS)

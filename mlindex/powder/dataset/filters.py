@@ -175,7 +175,7 @@ def _with_lines(
         known=np.minimum(np.where(short, end, last)[rows], complete[rows]),
         complete=complete[rows],
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        hkl=np.concatenate([lines[i] for i in rows] or [np.zeros((0, 3))]).astype(np.int16),
+        hkl=np.concatenate([lines[i] for i in rows] or [np.zeros((0, 3), np.int64)]).astype(np.int16),
         observable=np.concatenate(flags or [np.zeros(0, bool)]),
         rejected=dict(sorted(rejected.items())),
     )

@@ -113,7 +113,7 @@ def is_standard(x: Float[Array, "... p"], bravais: str) -> Bool[Array, " ..."]:
 def perturbed(
     key: PRNGKeyArray, x: Float[Array, "b p"], steps: Float[Array, "p p"], share: Any, bravais: str
 ) -> Float[Array, "b p"]:
-    """Free parameters near `x`: `steps` is what `spread` gives, `share` how many standard deviations (0: `x` itself)."""
+    """Free parameters near `x`: `steps` is what `spread` gives, `share` how many standard deviations (0: none)."""
     draws = jax.random.normal(key, (DRAWS, *x.shape), x.dtype)
     trial = free_from_unbounded(unbounded_from_free(x)[None] + share * draws @ steps.T.astype(x.dtype))
     good = is_standard(trial, bravais)
