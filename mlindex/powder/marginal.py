@@ -2,12 +2,13 @@
 
 Every line is a reflection of the reference list with a normal error, or an impurity that is uniform over the pattern,
 
-    p(line k | x) = (1 - e) sum_h rho(h) N(z_kh; 0, width) + e / range,    z_kh = (q2_k - a_h . x) / sigma_k,
+    p(line k | x) = (1 - e) sum_h rho(h) N(z_kh; 0, w_k) + e / range,    z_kh = (q2_k - a_h . x) / sigma_k,
 
 so that the product over the lines is the sum over all assignments (eq. 28 of the write-up of ML-Index). The shares of
 the terms of a line, its responsibilities, are the weights of one linear least-squares problem in the free parameters x;
-solving it never lowers the likelihood at this width (Dempster, Laird & Rubin, J. R. Stat. Soc. B 39 (1977) 1-38). The
-width is annealed: while it is wide a line pulls at every reflection near it, at the end at the nearest alone.
+solving it never lowers the likelihood (Dempster, Laird & Rubin, J. R. Stat. Soc. B 39 (1977) 1-38). The widths w_k are
+annealed: w_k^2 = w^2 + (r q2_k / sigma_k)^2 with the error w of a line and the relative error r of the cell, which
+falls. A cell that is off by r predicts the first lines well and the last ones badly: the first lead, the others follow.
 
 Noise that leaves poor maxima is that of `refine`, a random subset of the lines in each step, without an acceptance: the
 last steps have all lines, and each of them improves the fit.
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from mlindex.crystal.metric import metric_determinant
@@ -42,6 +44,26 @@ class Info(NamedTuple):
     value: Float[Array, ""]
 
 
+def schedule(
+    steps: int, spread: float, keep: float = 1.0
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+    """Relative errors of the cell and shares of the lines for `climb`, (steps,) each.
+
+    Over two thirds of the steps the error falls from `spread` to a tenth of it, with the share `keep`; the others are
+    with all lines at the width of the lines themselves. Cells that are off by 1, 2 and 5 % come back best from `spread`
+    0.01, 0.03 and 0.04; a larger one than a cell needs costs steps, and beyond twice that may lead it away.
+    """
+    falling = max(2 * steps // 3, 1)
+    spreads = np.append(np.geomspace(spread, 0.1 * spread, falling), np.zeros(steps - falling))
+    keeps = np.where(np.arange(steps) < falling, keep, 1.0)
+    return spreads.astype(np.float32), keeps.astype(np.float32)
+
+
+def line_widths(problem: Problem, width: Float[Array, ""], spread: Float[Array, ""]) -> Float[Array, " n"]:
+    """w_k (n,) in degrees 2theta for lines in error by `width` degrees and a cell by the relative `spread`."""
+    return jnp.sqrt(width**2 + (spread * problem.q2 / problem.sigma) ** 2)
+
+
 class Terms(NamedTuple):
     """What eq. 28 consists of at one cell, in densities per degree of 2theta."""
 
@@ -58,40 +80,40 @@ def span(problem: Problem) -> Float[Array, ""]:
 
 
 def terms(
-    x: Float[Array, " p"], rows: Float[Array, "m p"], problem: Problem, width: Float[Array, ""], impurities: float
+    x: Float[Array, " p"], rows: Float[Array, "m p"], problem: Problem, widths: Float[Array, " n"], impurities: float
 ) -> Terms:
-    """Densities of every line and reflection at the cell x; `rows` give q2 = rows @ x, `width` is in degrees 2theta."""
+    """Densities of every line and reflection at the cell x; `rows` give q2 = rows @ x, `widths` are in degrees."""
     z = (problem.q2[:, None] - (rows @ x)[None]) / problem.sigma[:, None]
-    peak = (1 - impurities) / (rows.shape[0] * width * jnp.sqrt(2 * jnp.pi))
-    joint = peak * jnp.exp(-0.5 * (z / width) ** 2)
+    peak = (1 - impurities) / (rows.shape[0] * widths * jnp.sqrt(2 * jnp.pi))
+    joint = peak[:, None] * jnp.exp(-0.5 * (z / widths[:, None]) ** 2)
     return Terms(z, joint, jnp.sum(joint, 1) + impurities / span(problem))
 
 
 def log_likelihood(
-    x: Float[Array, " p"], problem: Problem, width: Float[Array, ""], impurities: float = IMPURITIES
+    x: Float[Array, " p"], problem: Problem, widths: Float[Array, " n"], impurities: float = IMPURITIES
 ) -> Float[Array, ""]:
     """The logarithm of eq. 28 (each line's density is one per degree of 2theta), every reflection as likely a priori.
 
     `impurities` must be above 0, or a line far from all reflections has no likelihood in float32.
     """
-    found = terms(x, problem.products @ problem.embed, problem, width, impurities)
+    found = terms(x, problem.products @ problem.embed, problem, widths, impurities)
     return jnp.sum(problem.weight * jnp.log(found.total))
 
 
 def gradient(
-    x: Float[Array, " p"], problem: Problem, width: Float[Array, ""], impurities: float = IMPURITIES
+    x: Float[Array, " p"], problem: Problem, widths: Float[Array, " n"], impurities: float = IMPURITIES
 ) -> Float[Array, " p"]:
-    """The derivative of `log_likelihood`: the sum of share z / (width^2 sigma) times the row of a reflection."""
+    """The derivative of `log_likelihood`: the sum of share z / (w^2 sigma) times the row of a reflection."""
     rows = problem.products @ problem.embed
-    found = terms(x, rows, problem, width, impurities)
-    share = found.joint * (problem.weight / found.total / problem.sigma)[:, None]
-    return jnp.sum(share * found.z, 0) @ rows / width**2
+    found = terms(x, rows, problem, widths, impurities)
+    share = found.joint * (problem.weight / found.total / problem.sigma / widths**2)[:, None]
+    return jnp.sum(share * found.z, 0) @ rows
 
 
 def em_step(
     x: Float[Array, " p"],
     problem: Problem,
-    width: Float[Array, ""],
+    widths: Float[Array, " n"],
     chosen: Float[Array, " n"],
     impurities: float = IMPURITIES,
 ) -> tuple[Float[Array, " p"], Float[Array, ""]]:
@@ -101,9 +123,9 @@ def em_step(
     `chosen` (n,) are 0 for lines to leave out of the step; with all 1 it never lowers the likelihood.
     """
     rows = problem.products @ problem.embed
-    found = terms(x, rows, problem, width, impurities)
+    found = terms(x, rows, problem, widths, impurities)
     value = jnp.sum(problem.weight * jnp.log(found.total))
-    share = found.joint * (problem.weight * chosen / found.total / problem.sigma**2)[:, None]
+    share = found.joint * (problem.weight * chosen / found.total / (problem.sigma * widths) ** 2)[:, None]
     pull = jnp.sum(share * found.z * problem.sigma[:, None], 0) @ rows
     p = rows.shape[1]
     normal = (jnp.sum(share, 0) @ (rows[:, :, None] * rows[:, None, :]).reshape(-1, p * p)).reshape(p, p)
@@ -117,11 +139,11 @@ def init(x: Float[Array, " p"], key: PRNGKeyArray) -> State:
     return State(x, key)
 
 
-def step(state: State, width: Float[Array, ""], keep: Float[Array, ""], problem: Problem) -> tuple[State, Info]:
-    """One step of a candidate at a width (degrees 2theta), with the share `keep` of the lines drawn at random."""
+def step(state: State, widths: Float[Array, " n"], keep: Float[Array, ""], problem: Problem) -> tuple[State, Info]:
+    """One step of a candidate at `widths` (degrees 2theta), with the share `keep` of the lines drawn at random."""
     key, subset = jax.random.split(state.key)
     chosen = jax.random.bernoulli(subset, keep, problem.weight.shape).astype(state.x.dtype)
-    x, value = em_step(state.x, problem, width, chosen)
+    x, value = em_step(state.x, problem, widths, chosen)
     return State(jnp.where(jnp.all(jnp.isfinite(x)), x, state.x), key), Info(value)
 
 
@@ -147,16 +169,18 @@ def climb_one(
     key: PRNGKeyArray,
     problem: Problem,
     project: Float[Array, "p 6"],
-    widths: Float[Array, " steps"],
+    width: Float[Array, ""],
+    spreads: Float[Array, " steps"],
     keeps: Float[Array, " steps"],
 ) -> tuple[Float[Array, " 6"], Float[Array, ""]]:
-    """The metric of one candidate after steps at `widths` (degrees 2theta) with the shares `keeps`; and its score."""
+    """The metric of one candidate after steps with lines in error by `width` (degrees 2theta) and cells by `spreads`
+    (relative), the shares `keeps` of the lines drawn; and its score."""
 
     def body(state: State, now: tuple[Float[Array, ""], Float[Array, ""]]) -> tuple[State, None]:
-        return step(state, *now, problem)[0], None
+        return step(state, line_widths(problem, width, now[0]), now[1], problem)[0], None
 
-    state, _ = jax.lax.scan(body, init(project @ g, key), (widths, keeps))
-    return problem.embed @ state.x, surprise(state.x, problem, widths[-1])
+    state, _ = jax.lax.scan(body, init(project @ g, key), (spreads, keeps))
+    return problem.embed @ state.x, surprise(state.x, problem, width)
 
 
 @jax.jit
@@ -165,8 +189,10 @@ def climb(
     keys: Key[Array, " k"],
     problem: Problem,
     project: Float[Array, "p 6"],
-    widths: Float[Array, " steps"],
+    width: Float[Array, ""],
+    spreads: Float[Array, " steps"],
     keeps: Float[Array, " steps"],
 ) -> tuple[Float[Array, "k 6"], Float[Array, " k"]]:
     """`climb_one` over a batch of candidates of one lattice."""
-    return jax.vmap(climb_one, in_axes=(0, 0, None, None, None, None))(g, keys, problem, project, widths, keeps)
+    axes = (0, 0, None, None, None, None, None)
+    return jax.vmap(climb_one, in_axes=axes)(g, keys, problem, project, width, spreads, keeps)

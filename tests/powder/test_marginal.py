@@ -56,38 +56,39 @@ def test_is_the_sum_over_all_assignments(name, width):
         for line, h in enumerate(assignment):
             product *= impurities / span if h == reflections else density[line, h]
         total += product
-    found = marginal.log_likelihood(x, problem, jnp.float32(width), impurities)
+    found = marginal.log_likelihood(x, problem, jnp.full(lines, width), impurities)
     np.testing.assert_allclose(found, np.log(total), rtol=2e-5)
 
 
 @settings(max_examples=15)
-@given(name=st.sampled_from(["cI", "hP", "oP", "mC", "aP"]), seed=st.integers(0, 10**6), width=st.floats(0.05, 1.0))
-def test_gradient_is_that_of_finite_differences(name, seed, width):
+@given(name=st.sampled_from(["cI", "hP", "oP", "mC", "aP"]), seed=st.integers(0, 10**6), spread=st.floats(1e-3, 0.1))
+def test_gradient_is_that_of_finite_differences(name, seed, spread):
     problem = problem_of(name, lines_from_q2(measured(name, COUNT), CU))
     x = (perturbed(name, 0.02, 1, seed)[0] @ SYSTEMS[BRAVAIS[name].system].project.T).astype(np.float64)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), problem)
         value = jax.jit(marginal.log_likelihood)
+        widths = marginal.line_widths(exact, jnp.float64(0.012), jnp.float64(spread))
         span = 1e-6 * np.abs(x).max()
         numeric = [
-            (value(x + span * unit, exact, jnp.float64(width)) - value(x - span * unit, exact, jnp.float64(width)))
-            / (2 * span)
+            (value(x + span * unit, exact, widths) - value(x - span * unit, exact, widths)) / (2 * span)
             for unit in np.eye(len(x))
         ]
-        analytic = jax.jit(marginal.gradient)(x, exact, jnp.float64(width))
+        analytic = jax.jit(marginal.gradient)(x, exact, widths)
     np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-5 * np.abs(numeric).max())
 
 
 @settings(max_examples=15)
-@given(name=st.sampled_from(["cF", "tI", "oS", "mP", "aP"]), seed=st.integers(0, 10**6), width=st.floats(0.02, 2.0))
-def test_a_step_never_lowers_the_likelihood(name, seed, width):
+@given(name=st.sampled_from(["cF", "tI", "oS", "mP", "aP"]), seed=st.integers(0, 10**6), spread=st.floats(0, 0.1))
+def test_a_step_never_lowers_the_likelihood(name, seed, spread):
     problem = problem_of(name, lines_from_q2(measured(name, COUNT), CU))
     x = (perturbed(name, 0.03, 1, seed)[0] @ SYSTEMS[BRAVAIS[name].system].project.T).astype(np.float64)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), problem)
         x, values = jnp.asarray(x), []
+        widths = marginal.line_widths(exact, jnp.float64(0.012), jnp.float64(spread))
         for _ in range(6):
-            x, value = em_step(x, exact, jnp.float64(width), jnp.ones(COUNT))
+            x, value = em_step(x, exact, widths, jnp.ones(COUNT))
             values.append(float(value))
     assert np.diff(values).min() > -1e-3  # the damping alone may cost a little
 
@@ -96,35 +97,37 @@ def test_a_step_never_lowers_the_likelihood(name, seed, width):
 def test_a_perturbed_cell_comes_back(name):
     problem = problem_of(name, lines_from_q2(measured(name, COUNT), CU))
     start = perturbed(name, 0.003, 64, seed=4)
-    widths = np.concatenate([np.geomspace(0.1, 0.012, 8), np.full(3, 0.012)]).astype(np.float32)
-    keeps = np.concatenate([np.full(6, 0.8), np.ones(5)]).astype(np.float32)
+    spreads, keeps = marginal.schedule(12, 0.005, 0.8)
+    assert np.all(np.diff(spreads) <= 0) and spreads[-1] == 0 and keeps[-1] == 1
     project = SYSTEMS[BRAVAIS[name].system].project.astype(np.float32)
-    g, score = marginal.climb(start, jax.random.split(jax.random.key(0), 64), problem, project, widths, keeps)
+    g, score = marginal.climb(
+        start, jax.random.split(jax.random.key(0), 64), problem, project, jnp.float32(0.012), spreads, keeps
+    )
     away = distance_from_truth(name, np.asarray(g))
     assert away[np.argmax(score)] < 1e-3
     assert (away < 2e-3).mean() > 0.6, np.sort(away)
 
 
-def test_a_narrow_width_is_the_least_squares_of_the_nearest():
+def test_narrow_widths_are_the_least_squares_of_the_nearest():
     problem = small("oP", 12, 60)
     x = free("oP")
     rows = problem.products.astype(float) @ problem.embed
     nearest = np.abs(problem.q2[:, None] - rows @ np.asarray(x)).argmin(1)
     weight = 1 / problem.sigma[:, None]
     wanted = np.linalg.lstsq(rows[nearest] * weight, problem.q2 * weight[:, 0], rcond=None)[0]
-    found, _ = em_step(x, problem, jnp.float32(0.012), jnp.ones(12))
+    found, _ = em_step(x, problem, jnp.full(12, 0.012), jnp.ones(12))
     np.testing.assert_allclose(found, wanted, rtol=2e-5)
 
 
 def test_padding_and_impurities_weigh_nothing():
     lines = lines_from_q2(measured("oP", 15), CU)
-    x, width, chosen = free("oP") * 1.0002, jnp.float32(0.012), jnp.ones(COUNT)
-    found, value = em_step(x, problem_of("oP", lines), width, chosen)
-    again, same = em_step(x, problem_of("oP", lines, padding=3.3), width, chosen)
+    x, widths, chosen = free("oP") * 1.0002, jnp.full(COUNT, 0.012), jnp.ones(COUNT)
+    found, value = em_step(x, problem_of("oP", lines), widths, chosen)
+    again, same = em_step(x, problem_of("oP", lines, padding=3.3), widths, chosen)
     np.testing.assert_array_equal(found, again)
     assert value == same
     stranger = lines_from_q2(np.append(lines.q2, 0.5 * (lines.q2[3] + lines.q2[4])), CU)
-    far, lower = em_step(x, problem_of("oP", stranger), width, chosen)
+    far, lower = em_step(x, problem_of("oP", stranger), widths, chosen)
     np.testing.assert_allclose(far, found, rtol=1e-4)
     assert lower < value
 

@@ -64,7 +64,7 @@ def test_density_of_assignments_is_the_integral_over_the_cell(width):
             np.testing.assert_allclose(values[index], np.log(integral * factors), rtol=1e-3)
     # all of them together are the likelihood summed over the assignments, integrated over the prior
     x = np.linspace(mean - 6 * spread, mean + 6 * spread, 4001, dtype=np.float32)[:, None]
-    summed = jax.vmap(lambda x: marginal.log_likelihood(x, problem, jnp.float32(width)))(jnp.asarray(x))
+    summed = jax.vmap(lambda x: marginal.log_likelihood(x, problem, jnp.full(3, width)))(jnp.asarray(x))
     integral = np.trapezoid(np.exp(np.asarray(summed, float)) * norm.pdf(x[:, 0], mean, spread), x[:, 0])
     np.testing.assert_allclose(np.logaddexp.reduce(values), np.log(integral), rtol=1e-3)
 
