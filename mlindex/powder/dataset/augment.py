@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS, free_from_metric
 from mlindex.crystal.metric import matrix_from_metric, products_from_hkl, q2_from_hkl
-from mlindex.powder.dataset.acceptance import SEPARATION, acceptance, first_shares, fitted_acceptance
+from mlindex.powder.dataset.acceptance import (
+    SEPARATION,
+    acceptance,
+    first_shares,
+    fitted_acceptance,
+    with_odds,
+)
 from mlindex.powder.dataset.entries import Entries
 from mlindex.powder.dataset.filters import WAVELENGTH
 from mlindex.powder.dataset.groups import groups
@@ -52,7 +58,7 @@ class Table(NamedTuple):
     `x` (n, p): free parameters (1/angstrom^2). `hkl` (n, m, 3): the lines of each entry, ascending in q2; `valid`
     (n, m): which rows are lines; `observable` (n, m). `group` (n,): pattern of reflection conditions. `weight` (n,):
     1 / size of the family. `known` (n,): q2 up to which `observable` was decided, `reach` (n,): up to which the lines
-    are complete. `steps` (p, p): spread of the cells; `law` (3,): acceptance; `first` (f,): cumulative shares of the
+    are complete. `steps` (p, p): spread of the cells; `law` (4,): acceptance; `first` (f,): cumulative shares of the
     position of the first seen line; all three from the training entries. `lattice`: its name; `row` (n,): the rows in
     the entries.
     """
@@ -124,7 +130,7 @@ def table(entries: Entries, bravais: str, set: str, *, lines: int = 24) -> Table
     for n, (listed, flags, _) in enumerate(rows):
         hkl[n, : len(listed)], observable[n, : len(listed)], valid[n, : len(listed)] = listed, flags, True
     _, family, size = np.unique(entries.family[index], return_inverse=True, return_counts=True)
-    law, first = _seen_law(entries, train if len(train) else index)
+    law, first = _seen_law(entries, train if len(train) else index, lines)
     free = free_from_metric(entries.g, BRAVAIS[bravais].system)
     return Table(
         x=jnp.asarray(free[index], jnp.float32),
@@ -163,9 +169,9 @@ def _cut(entries: Entries, i: int, row: tuple[NDArray, NDArray, float], stop: in
     return hkl[:stop], observable[:stop], reach
 
 
-def _seen_law(entries: Entries, train: NDArray) -> tuple[NDArray, NDArray]:
-    """The acceptance and the cumulative shares of first positions, from the lists of some entries."""
-    gaps, places, flags, firsts = [], [], [], []
+def _seen_law(entries: Entries, train: NDArray, lines: int) -> tuple[NDArray, NDArray]:
+    """The acceptance and the cumulative shares of first positions, from the first seen `lines` of some entries."""
+    gaps, places, flags, owners, firsts = [], [], [], [], []
     for i in train:
         hkl, observable = entries.lines(int(i))
         q2 = q2_from_hkl(entries.g[i], hkl)
@@ -179,13 +185,14 @@ def _seen_law(entries: Entries, train: NDArray) -> tuple[NDArray, NDArray]:
         first = int(np.argmax(observable))
         firsts.append(first)
         alone[: first + 1] = False
+        alone &= np.cumsum(observable) - observable < lines
         gaps.append(apart[alone])
         places.append(q2[alone])
         flags.append(observable[alone])
-    if not gaps:
-        return fitted_acceptance(np.zeros(0), np.zeros(0), np.zeros(0, bool)), first_shares(np.zeros(0, np.int64))
-    law = fitted_acceptance(np.concatenate(gaps), np.concatenate(places), np.concatenate(flags))
-    return law, first_shares(np.array(firsts))
+        owners.append(np.full(int(alone.sum()), i))
+    some = [np.concatenate(values) if values else np.zeros(0) for values in (gaps, places, flags, owners)]
+    law = fitted_acceptance(some[0], some[1], some[2].astype(bool), some[3].astype(np.int64))
+    return law, first_shares(np.array(firsts, np.int64))
 
 
 def _tth(q2: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -248,7 +255,7 @@ def sample(
     chooses the rows of the table; None draws them by weight. Lists are cut where the entry's lines would no longer be
     complete in the new cell.
     """
-    keys = jax.random.split(key, 12)
+    keys = jax.random.split(key, 13)
     share = jnp.cumsum(table.weight) / jnp.sum(table.weight)
     drawn = jnp.searchsorted(share, jax.random.uniform(keys[0], (count,)))
     entry = jnp.minimum(drawn, len(table.weight) - 1).astype(jnp.int32) if rows is None else rows.astype(jnp.int32)
@@ -279,7 +286,9 @@ def sample(
     ahead = jnp.diff(ordered, append=jnp.full((count, 1), jnp.inf), axis=1)
     ahead = jnp.where(jnp.isnan(ahead), jnp.inf, ahead)
     behind = jnp.concatenate([jnp.full((count, 1), jnp.inf), ahead[:, :-1]], 1)
-    rho = jnp.where(resampled[:, None], acceptance(table.law, jnp.minimum(ahead, behind), position), flags)
+    level = jnp.exp(table.law[3] * jax.random.normal(keys[12], (count, 1), jnp.float32))
+    chance = with_odds(acceptance(table.law, jnp.minimum(ahead, behind), position), level)
+    rho = jnp.where(resampled[:, None], chance, flags)
     place = jnp.searchsorted(table.first, jax.random.uniform(keys[4], (count,)))
     first = jnp.where(resampled, place, -1)
     angle = _tth(position)

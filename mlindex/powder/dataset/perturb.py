@@ -94,7 +94,8 @@ def is_standard(x: Float[Array, "... p"], bravais: str) -> Bool[Array, " ..."]:
         positive &= (aa * cc > ac * ac) & (ac <= 1e-6 * aa)
         if bravais == "mP":
             return positive & (aa <= cc * slack) & (-2 * ac <= aa * slack)
-        m, n, p, q = (jnp.asarray(v, x.dtype) for v in _NET_BASES.T)
+        bases = jnp.asarray(_NET_BASES, x.dtype).reshape(*(1,) * aa.ndim, -1, 4)
+        m, n, p, q = (bases[..., i] for i in range(4))
         a1, c1, x1 = aa[..., None], cc[..., None], ac[..., None]
         other = jnp.abs(m * p * a1 + n * q * c1 + (m * q + n * p) * x1) / jnp.sqrt(
             (m * m * a1 + 2 * m * n * x1 + n * n * c1) * (p * p * a1 + 2 * p * q * x1 + q * q * c1)
