@@ -3,9 +3,10 @@
     python benchmarks/quality/powder_samplers.py --data DIR --json out.json
 
 The lattice is known. Candidates are (a) the true cell with every free parameter moved by 1, 2, 5 and 10 % (normal,
-relative; the figure is the share of them that arrive), and (b) the 256 cells that the search screens out of its
-templates (the figures are the lists for which a candidate arrives, and for which it is one of the twelve distinct ones
-with the best score, which is what the search judges). Arrived: within 1 % in all Voronoi vectors of the true lattice.
+relative; the figure is the share of them that arrive), (b) the 256 cells that the search screens out of its templates
+(the figures are the lists for which a candidate arrives, and for which it is one of the twelve distinct ones with the
+best score, which is what the search judges), and (c) --random cells of a likely volume (the same figures). Arrived:
+within 1 % in all Voronoi vectors of the true lattice.
 
 Ways: `refine` (Gauss-Newton on random subsets to the nearest reflections, robust loss, acceptance), `marginal` (climb
 of the likelihood summed over all assignments), `subsample` and `resample` (walk of the write-up), `balance` (chain in
@@ -41,7 +42,7 @@ from mlindex.crystal.metric import products_from_hkl, reciprocal_metric_from_cel
 from mlindex.crystal.reduction import lattice_distance, primitive_metric, vonorms
 from mlindex.crystal.reflections import reference_hkl
 from mlindex.crystal.settings import standard_setting
-from mlindex.powder import assign_network, marginal, refine, sampler, search
+from mlindex.powder import assign_network, marginal, propose, refine, sampler, search
 from mlindex.powder.lines import Lines, lines_from_q2
 
 LATTICES = ("tP", "hP", "oP", "mP", "mC", "aP")
@@ -63,6 +64,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--lattice", default=",".join(LATTICES))
     parser.add_argument("--variant", default=",".join(VARIANTS))
     parser.add_argument("--starts", type=int, default=32, help="moved cells of each list and size of move; 0: none")
+    parser.add_argument("--random", type=int, default=0, help="random cells of each list; 0: no part c")
     parser.add_argument("--ways", default="all", help="a comma list of names, or of their beginnings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder to keep the screened candidates in")
@@ -242,6 +244,7 @@ def main() -> None:
     lattices = options.lattice.split(",")
     moves: dict[Any, list[tuple[float, ...]]] = defaultdict(list)
     screens: dict[Any, list[tuple[float, ...]]] = defaultdict(list)
+    randoms: dict[Any, list[tuple[float, ...]]] = defaultdict(list)
     warm: set[Any] = set()
     for variant in options.variant.split(","):
         for entry in calculated(options.data, options.set, variant, options.per_lattice, options.seed):
@@ -261,6 +264,10 @@ def main() -> None:
                 else:
                     for name in near:
                         screens[entry.bravais, variant, name, None].append((0.0, 0.0, 0.0, 0.0))
+            if options.random:
+                window = propose.volume_window(lines, entry.bravais)
+                g = propose.at_random(lines, entry.bravais, window=window, count=options.random, rng=rng)
+                jobs.append(("c", entry.bravais, g, wide))
             for part, bravais, g, ways in jobs:
                 keys = jax.random.split(jax.random.key(options.seed), len(g))
                 for name, way in ways.items():
@@ -274,13 +281,18 @@ def main() -> None:
                             moves[bravais, variant, name, level].append((float(share), seconds / len(LEVELS)))
                     else:
                         first = right[judged(found, score, bravais)]
-                        screens[bravais, variant, name, None].append(
+                        (screens if part == "b" else randoms)[bravais, variant, name, None].append(
                             (float(first.any()), float(right.any()), float(right.mean()), seconds)
                         )
     columns_a, columns_b = ("arrived", "seconds"), ("judged", "reached", "share", "seconds")
-    tables = {"moved": table_of(moves, columns_a), "screened": table_of(screens, columns_b)}
+    tables = {
+        "moved": table_of(moves, columns_a),
+        "screened": table_of(screens, columns_b),
+        "random": table_of(randoms, columns_b),
+    }
     shown("(a) moved true cells: share that arrives", tables["moved"], columns_a, list(wide))
     shown("(b) screened candidates: lists", tables["screened"], columns_b, list(near))
+    shown("(c) random cells: lists", tables["random"], columns_b, list(wide))
     if options.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         options.json.write_text(json.dumps({"options": settings, **tables}, indent=1))

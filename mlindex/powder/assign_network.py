@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +122,10 @@ def to_arrays(network: Network, name: str) -> dict[str, NDArray[np.float16]]:
 def from_arrays(arrays: dict[str, NDArray], name: str) -> Network:
     """The network that `to_arrays` took apart."""
     start = f"{name}."
-    mine = {k.removeprefix(start): np.asarray(v, np.float32) for k, v in arrays.items() if k.startswith(start)}
-    layers = []
+    mine: dict[str, Any] = {
+        k.removeprefix(start): np.asarray(v, np.float32) for k, v in arrays.items() if k.startswith(start)
+    }
+    layers: list[Layer] = []
     while f"{len(layers)}.kernel" in mine:
         layers.append(Layer(**{part: mine[f"{len(layers)}.{part}"] for part in Layer._fields}))
     return Network(mine["epsilon"], mine.get("widths"), tuple(layers), mine.get("kernel"), mine["prior"])
