@@ -43,7 +43,17 @@ from mlindex.learn import checkpoint
 from mlindex.powder import judge
 from mlindex.powder.lines import lines_from_q2
 from mlindex.powder.posterior import WEIGHTS, weights
-from mlindex.powder.posterior_train import Labelled, Outcomes, joined, load, outcome, probabilities, related, train
+from mlindex.powder.posterior_train import (
+    Labelled,
+    Outcomes,
+    calibration_error,
+    joined,
+    load,
+    outcome,
+    probabilities,
+    related,
+    train,
+)
 from mlindex.powder.search import Judged, search
 from mlindex.powder.solution import SOLVED_GAIN
 
@@ -181,16 +191,26 @@ def ranks_of(outcomes: Outcomes, probability: NDArray[np.float64], *, by_gain: b
     return np.where(right.any(1), right.argmax(1) + 1, 0)
 
 
+def calibration_if_right(stated: NDArray[np.float64], draws: int = 400) -> float:
+    """The calibration error that so few lists would show on average if every stated probability were exact."""
+    rng = np.random.default_rng(0)
+    return float(np.mean([calibration_error(stated, rng.random(len(stated)) < stated) for _ in range(draws)]))
+
+
 def reliability(stated: NDArray[np.float64], hit: NDArray[np.bool_]) -> dict[str, Any]:
-    """The table of the reliability diagram and the expected calibration error."""
+    """The table of the reliability diagram, the expected calibration error, and what that is without any fault."""
     place = np.minimum((stated * BINS).astype(int), BINS - 1)
     rows = []
     for b in range(BINS):
         mine = place == b
         if count := int(mine.sum()):
             rows.append([b / BINS, count, round(float(stated[mine].mean()), 4), round(float(hit[mine].mean()), 4)])
-    error = sum(count * abs(mean - share) for _, count, mean, share in rows) / max(len(stated), 1)
-    return {"calibration_error": round(error, 4), "bins": rows, "columns": ["from", "lists", "stated", "right"]}
+    return {
+        "calibration_error": round(calibration_error(stated, hit, bins=BINS), 4),
+        "if_exact": round(calibration_if_right(stated), 4),
+        "bins": rows,
+        "columns": ["from", "lists", "stated", "right"],
+    }
 
 
 def figures(outcomes: Outcomes, probability: NDArray[np.float64], *, by_gain: bool) -> dict[str, Any]:
@@ -240,12 +260,12 @@ def report_of(outcomes: Outcomes, model: dict[str, NDArray]) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     columns = ("lists", "first", "top10", "lost_to_ranking", "never_found", "stated_at_0.9", "of_these_right")
-    print(f"{'':12}{'variant':10}" + "".join(f"{c:>16}" for c in columns) + f"{'Brier':>8}{'error':>8}")
+    print(f"{'':12}{'variant':10}" + "".join(f"{c:>16}" for c in columns) + f"{'Brier':>8}{'error':>8}{'exact':>8}")
     for name, parts in report.items():
         for part, f in parts.items():
             if part != "not solved":
                 numbers = "".join(f"{f[c]:16}" for c in columns)
-                print(f"{name:12}{part:10}{numbers}{f['brier']:8.3f}{f['calibration_error']:8.3f}")
+                print(f"{name:12}{part:10}{numbers}{f['brier']:8.3f}{f['calibration_error']:8.3f}{f['if_exact']:8.3f}")
     for name, parts in report.items():
         print(f"\n{name}: reliability of the first lattice over all lists")
         print(f"{'from':>6}{'lists':>7}{'stated':>8}{'right':>8}")
