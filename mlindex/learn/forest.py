@@ -49,7 +49,8 @@ def _grown(
     outputs = y.shape[1]
     node = np.zeros(n, np.int64)  # among those of this level, -1 once in a leaf
     table: list[tuple[int, float, int]] = [(-1, 0.0, 0)]
-    level, values = [0], []  # nodes of this level by their place in the table
+    level = [0]  # nodes of this level by their place in the table
+    values: list[NDArray[np.float64]] = []
     for depth in range(DEEPEST + 1):
         if not level:
             break
@@ -70,12 +71,12 @@ def _grown(
                 gain += sum_left**2 / count + (whole[:, None, None] - sum_left) ** 2 / right
                 gain -= (whole**2 / total)[:, None, None]
         allowed = (count >= smallest) & (total[:, None, None] - count >= smallest)
-        gain = np.where(allowed, gain, -1.0).reshape(len(level), -1)
-        best = gain.argmax(1)
-        split = (gain[np.arange(len(level)), best] > 1e-9) & (depth < DEEPEST)
+        offered = np.where(allowed, gain, -1.0).reshape(len(level), -1)
+        best = offered.argmax(1)
+        split = (offered[np.arange(len(level)), best] > 1e-9) & (depth < DEEPEST)
         feature, threshold = best // BINS, best % BINS
         child = np.full(len(level), -1)
-        following = []
+        following: list[int] = []
         for i, place in enumerate(level):
             if split[i]:
                 left = len(table)

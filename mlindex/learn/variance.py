@@ -242,7 +242,7 @@ def train(
 
 def arrays_of(networks: Networks, dtype: Any = np.float16) -> dict[str, NDArray]:
     """The parameters by name ("mean.0.kernel"), on the host."""
-    named = {}
+    named: dict[str, NDArray] = {}
     for part, layers in networks._asdict().items():
         for number, layer in enumerate(layers):
             named |= {f"{part}.{number}.{name}": np.asarray(a).astype(dtype) for name, a in layer._asdict().items()}

@@ -14,7 +14,7 @@ from mlindex.learn import variance
 from mlindex.learn.variance import Pool, Posterior
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     u=st.floats(-3, 3),
     mu=st.floats(-2, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlindex.powder.dataset.augment import CLEAN, DIRTY, SERIAL, Errors, Sample, Table, sample, table
+from mlindex.powder.dataset.cifs import from_cifs
 from mlindex.powder.dataset.entries import Entries, load, save
 from mlindex.powder.dataset.groups import Groups, groups
 from mlindex.powder.dataset.parquet import from_parquet
@@ -16,6 +17,7 @@ __all__ = [
     "Groups",
     "Sample",
     "Table",
+    "from_cifs",
     "from_parquet",
     "groups",
     "load",

@@ -30,8 +30,8 @@ def acceptance(law: Any, gap: Float[Any, "*n"], q2: Float[Any, "*n"]) -> Float[A
     return xp.clip(law[0] + law[1] * q2, 0.0, 1.0) * (1 - xp.exp(-law[2] * gap))
 
 
-def with_odds(rho: Float[Any, "*n"], factor: Any) -> Float[Any, "*n"]:
-    """The probability whose odds are `factor` times those of `rho`; NumPy or JAX arrays."""
+def with_odds(rho: Float[Any, "*#n"], factor: Any) -> Any:
+    """The probability whose odds are `factor` times those of `rho`, broadcast; NumPy or JAX arrays."""
     return rho * factor / (1 - rho + rho * factor)
 
 

@@ -29,9 +29,9 @@ from mlindex.powder.dataset.acceptance import (
     with_odds,
 )
 from mlindex.powder.dataset.entries import Entries
-from mlindex.powder.dataset.filters import WAVELENGTH
 from mlindex.powder.dataset.groups import groups
 from mlindex.powder.dataset.lists import MARGIN
+from mlindex.powder.dataset.observable import WAVELENGTH, tth_from_q2
 from mlindex.powder.dataset.perturb import perturbed, spread
 from mlindex.powder.dataset.split import FEWEST
 from mlindex.records import InputError
@@ -165,7 +165,7 @@ def _row(entries: Entries, i: int, lines: int) -> tuple[NDArray, NDArray, float]
 def _cut(entries: Entries, i: int, row: tuple[NDArray, NDArray, float], stop: int) -> tuple[NDArray, NDArray, float]:
     hkl, observable, reach = row
     if stop < len(hkl):
-        reach = float(q2_from_hkl(entries.g[i], hkl[stop]) * (1 - 1e-6))
+        reach = float(q2_from_hkl(entries.g[i], hkl[stop : stop + 1])[0] * (1 - 1e-6))
     return hkl[:stop], observable[:stop], reach
 
 
@@ -179,7 +179,7 @@ def _seen_law(entries: Entries, train: NDArray, lines: int) -> tuple[NDArray, ND
         if inside.sum() < 3 or not observable.any():
             continue
         q2, observable = q2[inside], observable[inside]
-        tth = np.degrees(2 * np.arcsin(np.minimum(np.sqrt(q2) * WAVELENGTH / 2, 1)))
+        tth = tth_from_q2(q2)
         apart = np.minimum(np.diff(q2, prepend=-np.inf), np.diff(q2, append=np.inf))
         alone = np.minimum(np.diff(tth, prepend=-np.inf), np.diff(tth, append=np.inf)) > SEPARATION
         first = int(np.argmax(observable))
@@ -243,7 +243,7 @@ def sample(
     *,
     count: int,
     lines: int = 20,
-    perturb: float = 0.2,
+    perturb: Any = 0.2,
     resample: bool = True,
     rows: Int[Array, " b"] | None = None,
 ) -> Sample:

@@ -38,12 +38,12 @@ class Entries:
     `rejected`: how many crystals were left out, by reason.
     """
 
-    uid: NDArray[np.str_]
-    family: NDArray[np.str_]
-    set: NDArray[np.str_]
-    bravais: NDArray[np.str_]
-    symbol: NDArray[np.str_]
-    extinction: NDArray[np.str_]
+    uid: NDArray
+    family: NDArray
+    set: NDArray
+    bravais: NDArray
+    symbol: NDArray
+    extinction: NDArray
     g: NDArray[np.float64]
     known: NDArray[np.float64]
     complete: NDArray[np.float64]

@@ -18,15 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.crystal.lattice import BRAVAIS
-from mlindex.crystal.metric import q2_from_hkl, transform_metric, volume_from_reciprocal_metric
+from mlindex.crystal.metric import (
+    q2_from_hkl,
+    reciprocal_metric_from_cell,
+    transform_metric,
+    volume_from_reciprocal_metric,
+)
 from mlindex.crystal.reduction import lattice_distance, niggli_from_cell
 from mlindex.crystal.spacegroup import SpaceGroup
 from mlindex.powder.dataset.entries import Entries
 from mlindex.powder.dataset.lists import all_lines, extinction_symbol, where_in
+from mlindex.powder.dataset.observable import LONGEST, q2_from_tth
 from mlindex.powder.dataset.standard import lattice_letter, standard_axes
 
-WAVELENGTH = 1.5405929  # angstrom, Cu K alpha 1: what "observable" was decided with
-LONGEST = 60  # lines of an observable list
 SAME = 0.002  # relative, of the Voronoi vectors of two lattices
 VOLUME_AN_ATOM = 18.0  # A^3; the filter allows a factor of ten either way
 VOLUME_ERROR = 0.01  # relative, between the stated volume and that of the cell
@@ -80,12 +84,10 @@ def fault_of(candidate: Candidate) -> str:
 
 
 def _volume(cell: NDArray[np.float64]) -> float:
-    from mlindex.crystal.metric import reciprocal_metric_from_cell
-
     return float(volume_from_reciprocal_metric(reciprocal_metric_from_cell(cell)))
 
 
-def duplicates(g: NDArray[np.float64], bravais: NDArray[np.str_], name: Sequence[str]) -> NDArray[np.bool_]:
+def duplicates(g: NDArray[np.float64], bravais: NDArray, name: Sequence[str]) -> NDArray[np.bool_]:
     """True (n,) for entries whose lattice an earlier one of the same Bravais lattice and `name` (formula) has."""
     alike: dict[tuple[str, str], list[int]] = defaultdict(list)
     primitive = np.zeros_like(g)
@@ -160,7 +162,7 @@ def _with_lines(
             continue
         rows.append(i)
         flags.append(np.isin(np.arange(len(hkl)), place[place >= 0]))
-    end = np.array([(2 * np.sin(np.radians(c.tth_max / 2)) / WAVELENGTH) ** 2 for c in good])
+    end = q2_from_tth(np.array([c.tth_max for c in good]))
     short = np.array([len(c.hkl) < LONGEST for c in good], bool)
     kept = [good[i] for i in rows]
     counts = [len(flag) for flag in flags]

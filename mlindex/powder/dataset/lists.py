@@ -69,7 +69,7 @@ def all_lines(
         for i, rows, flags in zip(members, lists, np.split(seen, stops[:-1]), strict=True):
             kept = rows[flags]
             if len(kept) > MOST:
-                limit[i] = float(q2_from_hkl(g[i], kept[MOST - 1]))
+                limit[i] = float(q2_from_hkl(g[i], kept[MOST - 1 : MOST])[0])
             found[i] = kept[:MOST]
     return found, limit
 

@@ -16,6 +16,7 @@ from mlindex.crystal.spacegroup import space_group
 from mlindex.powder.dataset.entries import Entries
 from mlindex.powder.dataset.filters import Candidate, entries_of
 from mlindex.powder.dataset.split import split
+from mlindex.powder.dataset.standard import TO_HEXAGONAL
 from mlindex.records import InputError
 
 _MISSING = "reading Parquet needs pandas and pyarrow; install them with: pip install 'mlindex-hpc[train]'"
@@ -60,10 +61,13 @@ def from_parquet(folder: str | Path) -> Entries:
             continue
         cell = np.array([row.a, row.b, row.c, row.alpha, row.beta, row.gamma])
         try:
-            group = space_group(row.hm, row.alpha, row.gamma)
+            # a symbol of rhombohedral axes beside a cell that was brought to hexagonal ones, without its indices
+            turned = row.hm.endswith(":R") and abs(row.gamma - 120) < 1e-3
+            group = space_group(row.hm.removesuffix(":R") if turned else row.hm, row.alpha, row.gamma)
         except ValueError:
             rejected["unknown space group"] += 1
             continue
+        hkl = np.asarray(row.hkl, np.int64).reshape(-1, 3)
         candidates.append(
             Candidate(
                 uid=row.uid,
@@ -75,7 +79,7 @@ def from_parquet(folder: str | Path) -> Entries:
                 formula=row.formula or "",
                 volume=float(row.volume),
                 atoms=float(row.n_atoms),
-                hkl=np.asarray(row.hkl, np.int64).reshape(-1, 3),
+                hkl=hkl @ TO_HEXAGONAL.astype(np.int64) if turned else hkl,
                 tth_max=float(row.tmax),
             )
         )

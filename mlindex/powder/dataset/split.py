@@ -23,7 +23,7 @@ def family_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def split(bravais: NDArray[np.str_], family: NDArray[np.str_], lines: NDArray[np.int64]) -> NDArray[np.str_]:
+def split(bravais: NDArray, family: NDArray, lines: NDArray[np.int64]) -> NDArray:
     """The set (n,) of each entry from its Bravais lattice, family and number of observable lines, each (n,).
 
     Only entries with at least ten lines are counted and dealt. Others go with their family; families without any such

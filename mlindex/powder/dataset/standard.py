@@ -5,11 +5,13 @@ Sources: International Tables for Crystallography A (2016), sections 1.5.1 and 3
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from mlindex.crystal.lattice import BRAVAIS, free_from_metric, metric_from_free
+from mlindex.crystal.lattice import BRAVAIS, free_from_metric, metric_from_free, primitive_transform
 from mlindex.crystal.metric import (
     CellLike,
     cell_from_direct_metric,
@@ -28,13 +30,14 @@ from mlindex.crystal.symmetry import conventional_cells
 # (new axes) = (old axes) P: the unique axis a or c of a monoclinic setting becomes b; rhombohedral to hexagonal axes
 _CYCLE = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # new a = c, b = a, c = b
 _UNIQUE_TO_B = (_CYCLE, np.eye(3), _CYCLE.T)
-_TO_HEXAGONAL = np.array([[1.0, 0, 1], [-1, 1, 1], [0, -1, 1]])
+TO_HEXAGONAL = np.array([[1.0, 0, 1], [-1, 1, 1], [0, -1, 1]])
 _SYSTEM_OF = {
     "-1": "a", "2/m": "m", "mmm": "o", "4/m": "t", "4/mmm": "t", "-3": "h", "-3m": "h", "6/m": "h", "6/mmm": "h",
     "m-3": "c", "m-3m": "c",
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1000)
 def lattice_letter(group: SpaceGroup) -> str:
     """The centring letter of a space group in its own axes (P, A, B, C, I, F, R obverse, r reverse, H).
 
@@ -107,8 +110,6 @@ def _to_basis(letter: str) -> NDArray:
         return np.linalg.inv(BRAVAIS["hR"].primitive) @ np.diag([-1.0, -1.0, 1.0])
     if letter == "H":
         return np.linalg.inv(np.array([[2.0, -1, 0], [1, 1, 0], [0, 0, 3]]) / 3)
-    from mlindex.crystal.lattice import primitive_transform
-
     return np.linalg.inv(primitive_transform(letter))
 
 
@@ -137,7 +138,7 @@ def standard_axes(
         else:
             p = p @ standard_setting(turned, bravais, centring=letter)[1]
     elif bravais == "hR" and letter in "Pr":
-        p = _TO_HEXAGONAL if letter == "P" else np.diag([-1.0, -1.0, 1.0])
+        p = TO_HEXAGONAL if letter == "P" else np.diag([-1.0, -1.0, 1.0])
     elif letter != BRAVAIS[bravais].centring or not _is_of(values, system):
         p = _by_search(values, letter, bravais)
     turned = _turned(values, p)
