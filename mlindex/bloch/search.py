@@ -12,6 +12,7 @@ The search ends when the pattern is explained but for its counting noise, or whe
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,11 +176,11 @@ def invert(
                     state = _polished(state.x, arm, problem, lowest, rng)
                     lowest = min(lowest, float(state.cost))
                     found = _ranked(found, state, arm)
-                    if enough <= float(state.r_factor) < BESIDE and arms[-1].free.sum() < _QUICK:
-                        # A wrong sign of a weak U may hold it there, and the complex plane has a way around
-                        state, _, beside = _released(state, 1, arm, arms[-1], problem, rng)
-                        lowest = min(lowest, float(state.cost))
-                        found = _ranked(found, state, beside)
+                    if enough <= float(state.r_factor) < BESIDE:
+                        best = float(state.cost) <= lowest
+                        for beside, its in _elsewhere(state, arm, arms, problem, rng, lifted=best):
+                            lowest = min(lowest, float(beside.cost))
+                            found = _ranked(found, beside, its)
             # The first start of an arm compiles, which says nothing of what the next one takes
             arm.spent += (time.monotonic() - clock) if arm.turns > 1 else 1e-3
             over = seconds is not None and time.monotonic() - began > seconds
@@ -199,6 +200,22 @@ def _with(
     """A solution fitted again with the unknowns of another arm, from structure factors `u`."""
     x = np.append(parameters_from_u(u, arm.tie), np.asarray(state.x)[-refine.EXTRA :])
     return _polished(x, arm, problem, best, rng)
+
+
+def _elsewhere(
+    state: refine.State, arm: Arm, arms: list[Arm], problem: _Problem, rng: np.random.Generator, *, lifted: bool
+) -> Iterator[tuple[refine.State, Arm]]:
+    """A good solution fitted with the unknowns of other arms, which do not share the valley that holds it.
+
+    With more symmetry (`lifted`) errors of equivalent U average out. Without any, the complex plane has a way around
+    the wrong sign of a weak U; that is tried where it costs little.
+    """
+    u = with_origin(u_from_parameters(np.asarray(state.x)[: -refine.EXTRA], arm.tie), problem.geometry)
+    for higher in arms[: arms.index(arm)] if lifted else []:
+        yield _with(higher, centred(u, higher.tie, problem.geometry), state, problem, float(state.cost), rng), higher
+    if arms[-1].free.sum() < _QUICK:
+        loose, _, its = _released(state, 1, arm, arms[-1], problem, rng)
+        yield loose, its
 
 
 def _explains_more(free: refine.State, tied: refine.State, more: float, left: float) -> bool:
