@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,23 @@ def put_arrays(model: nnx.Module, arrays: Mapping[str, NDArray]) -> None:
 
 
 def save(path: str | Path, arrays: Mapping[str, NDArray], card: Mapping[str, Any]) -> None:
-    """Write arrays and a card (anything JSON can hold) to `path`, in one move; the folder is made."""
+    """Write arrays and a card (anything JSON can hold) to `path`, in one move; the folder is made.
+
+    Others may read the file as far as the umask lets them.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = to_bytes(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         metadata={"card": json.dumps(dict(card), sort_keys=True)},
     )
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")  # `tempfile` would keep it from all others
     try:
-        with os.fdopen(handle, "wb") as file:
+        with draft.open("xb") as file:
             file.write(content)
         os.replace(draft, path)
     except BaseException:
-        os.unlink(draft)
+        draft.unlink(missing_ok=True)
         raise
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +42,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     arrays, card = checkpoint.load(path)
     assert card == {"n": 1}
     assert arrays["a"].sum() == 3
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        checkpoint.save(tmp_path / "net.safetensors", {"a": np.ones(3)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_parameters_that_do_not_fit():
