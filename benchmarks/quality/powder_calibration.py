@@ -3,17 +3,16 @@ r"""Whether the probabilities that powder indexing reports are right, and what t
     python benchmarks/quality/powder_calibration.py --per-lattice 20 --json out.json --plot out.png
     python benchmarks/quality/powder_calibration.py --outcomes validation.npz --json out.json
     python benchmarks/quality/powder_calibration.py --set train --variant clean,dirty,serial,zero,missing,impurity \
-        --per-lattice 10 --related 150 --outcomes train.npz --fit powder_posterior.safetensors
+        --per-lattice 10 --outcomes train.npz --fit powder_posterior.safetensors
 
-Every list is searched once; `evidence` ranks and rates what was judged by the tempered evidence alone, `posterior` by
-the trained model (`mlindex.powder.posterior`). The probability is that of the first lattice; it is right where that is
+Every list is searched once; `evidence` rates what was judged by the tempered evidence alone, `posterior` by the trained
+model (`mlindex.powder.posterior`). The probability is that of the first lattice; it is right where that is
 the true one (`truth.py`). The calibration error is the mean over the lists of | stated - share right | in ten bins of
 equal width; the reliability diagram is printed as a table. A list is lost to ranking where the true lattice is among
 the candidates but not first, and never found where it is not among them. Besides the calculated lists of the chosen
 variants there are lists of random lines, to which "not solved" is the answer; they enter no other figure.
-`--outcomes` keeps what the searches gave, or uses what is there. `--related` adds lists that are not searched, the true
-cell among its relatives, and `--fit` writes a model fitted to everything (`mlindex.powder.posterior_train`), which is
-then the one that is measured: do that on the training set alone.
+`--outcomes` keeps what the searches gave, or uses what is there. `--fit` writes a model fitted to everything
+(`mlindex.powder.posterior_train`), which is then the one that is measured: do that on the training set alone.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ from mlindex.powder import judge
 from mlindex.powder.lines import lines_from_q2
 from mlindex.powder.posterior import WEIGHTS, weights
 from mlindex.powder.posterior_train import (
+    SOLVED_GAIN,
+    SOLVED_WIDTH,
     Labelled,
     Outcomes,
     calibration_error,
@@ -51,11 +52,10 @@ from mlindex.powder.posterior_train import (
     load,
     outcome,
     probabilities,
-    related,
     train,
 )
-from mlindex.powder.search import Judged, search
-from mlindex.powder.solution import SOLVED_GAIN
+from mlindex.powder.ranking import Judged
+from mlindex.powder.search import search
 
 BINS = 10
 RANDOM = "random"
@@ -73,7 +73,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.0, help="wall seconds after which no list is begun; 0: none")
     parser.add_argument("--outcomes", type=Path, help="what the searches gave: used if it is there, else written")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the posterior")
-    parser.add_argument("--related", type=int, default=0, help="lists of relatives of each lattice, variants in turn")
     parser.add_argument("--fit", type=Path, help="write weights fitted to the outcomes of the training set")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="write the reliability diagram (matplotlib)")
@@ -121,15 +120,6 @@ def lists_of(options: argparse.Namespace) -> Iterator[tuple[Labelled, Truth]]:
             yield Labelled(f"random {turn}", f"random {turn}", RANDOM, "", lines, None), None
 
 
-def related_of(options: argparse.Namespace) -> Iterator[tuple[Labelled, Truth]]:
-    """The lists of relatives, other errors than in `lists_of`: one variant for each entry."""
-    variants = options.variant.split(",")
-    lists = entries_of(options, options.related, options.seed + 1)
-    for turn, (number, lattice) in itertools.product(range(options.related), enumerate(LATTICES)):
-        mine = lists.get((variants[(turn + number) % len(variants)], lattice), [])
-        yield from mine[turn : turn + 1]
-
-
 def entries_of(
     options: argparse.Namespace, per_lattice: int, seed: int
 ) -> dict[tuple[str, str], list[tuple[Labelled, Truth]]]:
@@ -168,10 +158,7 @@ def searched(options: argparse.Namespace) -> Outcomes:
         seconds = time.process_time() - began
         print(f"{one.variant} {one.uid} {one.bravais} rank {rank} {seconds:.1f} s", file=sys.stderr, flush=True)
         if ranked:
-            parts.append(outcome(one, ranked, right, searched=True))
-    for one, truth in related_of(options):
-        if ranked := related(one):
-            parts.append(outcome(one, ranked, [is_true(j, truth) for j in ranked], searched=False))
+            parts.append(outcome(one, ranked, right))
     return joined(parts)
 
 
@@ -179,14 +166,13 @@ def by_evidence(outcomes: Outcomes) -> NDArray[np.float64]:
     """Probabilities (n, k + 1) from the evidence alone: tempered, times a logistic of the gain a line."""
     values = np.where(outcomes.real, np.exp(outcomes.difference / judge.TEMPERATURE), 0.0)
     gain = outcomes.whole[:, 1] + 4.0  # a line; the feature is less 4
-    solved = expit((gain - SOLVED_GAIN) / 0.25)
+    solved = expit((gain - SOLVED_GAIN) / SOLVED_WIDTH)
     return np.column_stack([values / values.sum(1, keepdims=True) * solved[:, None], 1 - solved])
 
 
-def ranks_of(outcomes: Outcomes, probability: NDArray[np.float64], *, by_gain: bool) -> NDArray[np.int64]:
+def ranks_of(outcomes: Outcomes) -> NDArray[np.int64]:
     """The rank (from 1) of the true lattice in each list, 0 where it is not among the candidates."""
-    score = np.where(outcomes.real, outcomes.difference if by_gain else probability[:, :-1], -np.inf)
-    order = np.argsort(-score, axis=1, kind="stable")
+    order = np.argsort(-np.where(outcomes.real, outcomes.difference, -np.inf), axis=1, kind="stable")
     right = np.take_along_axis(outcomes.right, order, 1)
     return np.where(right.any(1), right.argmax(1) + 1, 0)
 
@@ -213,10 +199,10 @@ def reliability(stated: NDArray[np.float64], hit: NDArray[np.bool_]) -> dict[str
     }
 
 
-def figures(outcomes: Outcomes, probability: NDArray[np.float64], *, by_gain: bool) -> dict[str, Any]:
+def figures(outcomes: Outcomes, probability: NDArray[np.float64]) -> dict[str, Any]:
     """Ranking and calibration of the lists of one variant, or of all."""
-    rank = ranks_of(outcomes, probability, by_gain=by_gain)
-    stated = probability[:, :-1].max(1)  # of the first in either order
+    rank = ranks_of(outcomes)
+    stated = probability[:, :-1].max(1)
     hit = rank == 1
     sure = stated >= 0.9
     return {
@@ -244,16 +230,12 @@ def unsolved(outcomes: Outcomes, probability: NDArray[np.float64]) -> dict[str, 
 
 def report_of(outcomes: Outcomes, model: dict[str, NDArray]) -> dict[str, Any]:
     """The figures of both ways, by variant and over all."""
-    outcomes = outcomes.subset(outcomes.searched)
     genuine = np.flatnonzero(outcomes.variant != RANDOM)
     report: dict[str, Any] = {}
     for name, probability in (("evidence", by_evidence(outcomes)), ("posterior", probabilities(outcomes, model))):
-        by_gain = name == "evidence"
         parts = {"all": genuine}
         parts |= {v: genuine[outcomes.variant[genuine] == v] for v in dict.fromkeys(outcomes.variant[genuine].tolist())}
-        report[name] = {
-            part: figures(outcomes.subset(use), probability[use], by_gain=by_gain) for part, use in parts.items()
-        }
+        report[name] = {part: figures(outcomes.subset(use), probability[use]) for part, use in parts.items()}
         report[name]["not solved"] = unsolved(outcomes, probability)
     return report
 

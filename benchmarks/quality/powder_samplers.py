@@ -24,6 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,14 @@ from mlindex.crystal.metric import products_from_hkl, reciprocal_metric_from_cel
 from mlindex.crystal.reduction import lattice_distance, primitive_metric, vonorms
 from mlindex.crystal.reflections import reference_hkl
 from mlindex.crystal.settings import standard_setting
-from mlindex.powder import assign_network, marginal, propose, refine, sampler, search
+from mlindex.powder import assign_network, marginal, propose, ranking, refine, sampler, search, sweep
 from mlindex.powder.lines import Lines, lines_from_q2
 
 LATTICES = ("tP", "hP", "oP", "mP", "mC", "aP")
 VARIANTS = ("clean", "dirty", "serial")
 LEVELS = (0.01, 0.02, 0.05, 0.10)
 ARRIVED = 0.01  # relative, of the Voronoi vectors
-SWEEP = search.EFFORTS["normal"][0]
+SWEEP = replace(search.EFFORTS["normal"][1], tolerance=0.035, screened=256)
 FINAL = SWEEP.tolerance / 3  # degrees 2theta
 SCREENED_WIDTH = 5 * FINAL  # of the first step from screened candidates: that of the search
 
@@ -176,7 +177,7 @@ def arrived(entry: Entry, g: NDArray) -> NDArray[np.bool_]:
 
 
 def judged(g: NDArray, score: NDArray, bravais: str) -> NDArray[np.int64]:
-    """Indices of the distinct lattices of best score that the search would judge (`search.refined`)."""
+    """Indices of the distinct lattices of best score that the search would judge (`sweep.refined`)."""
     order = np.argsort(-score, kind="stable")
     order = order[np.isfinite(score[order])]
     norms = np.sort(vonorms(transform_metric(np.asarray(g, float)[order], BRAVAIS[bravais].primitive)), axis=-1)
@@ -184,7 +185,7 @@ def judged(g: NDArray, score: NDArray, bravais: str) -> NDArray[np.int64]:
     for i in range(len(order)):
         if len(kept) == SWEEP.judged:
             break
-        if not kept or np.abs(norms[i] / norms[kept] - 1).max(1).min() > 2 * search.SAME_LATTICE:
+        if not kept or np.abs(norms[i] / norms[kept] - 1).max(1).min() > 2 * ranking.SAME_LATTICE:
             kept.append(i)
     return order[kept]
 
@@ -201,7 +202,7 @@ def screened(entry: Entry, lines: Lines, options: argparse.Namespace) -> NDArray
     path = options.cache / f"{entry.uid}-{entry.group}-{options.seed}.npy" if options.cache else None
     if path is not None and path.is_file():
         return np.load(path)
-    g = search.screened(lines, lines.q2, entry.bravais, SWEEP, None, options.seed)
+    g = sweep.screened(lines, lines.q2, entry.bravais, SWEEP, None, options.seed)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, g)

@@ -36,7 +36,8 @@ from mlindex.crystal.metric import products_from_hkl, reciprocal_metric_from_cel
 from mlindex.crystal.reflections import hkl_within, reference_hkl
 from mlindex.powder import assign, propose, refine
 from mlindex.powder.lines import Lines, lines_from_q2
-from mlindex.powder.search import EFFORTS, refinement_scales, search
+from mlindex.powder.search import EFFORTS, search
+from mlindex.powder.sweep import refinement_scales
 
 CU = 1.5405929  # angstrom
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the event that JAX reports for every compilation by XLA
@@ -129,7 +130,7 @@ def refinement(bravais: str, batch: int, repeats: int) -> dict[str, Any]:
     rate = batch * len(scales) / took
 
     def start(g: Any, key: Any) -> refine.State:
-        x = project @ g
+        x = jnp.append(project @ g, 0.0)
         return refine.State(x, *refine._residuals(x, problem), x, jnp.float32(jnp.inf), key)
 
     states = jax.vmap(start)(g, keys)

@@ -27,7 +27,7 @@ from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.reflections import line_key, reference_hkl
 from mlindex.powder import assign_network, dataset
 from mlindex.powder.assign_network import LEVELS, REFERENCE, Network
-from mlindex.powder.search import ORDER
+from mlindex.powder.ranking import ORDER
 from mlindex.powder.templates import design
 
 _ERRORS = (dataset.CLEAN, dataset.DIRTY, dataset.SERIAL)

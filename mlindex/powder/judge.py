@@ -259,7 +259,7 @@ def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = No
     return np.logaddexp.reduce(position + seen + (occam + log_s)[None], axis=1) + prior
 
 
-def _predicted(
+def predicted(
     fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]
 ) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " c"], Bool[np.ndarray, " c"]]:
     """Which reflections can be seen up to the last line; which predicted lines they make, and which of those are."""
@@ -280,7 +280,7 @@ def most_to_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"], paramet
     Such a cell explains every line, none worse than lines usually fit, and predicts no other; it pays for its
     parameters. Below zero, no lattice of so much lower symmetry need be searched.
     """
-    _, present, seen = _predicted(fit, lines, absent)
+    _, present, seen = predicted(fit, lines, absent)
     alpha, beta = SEEN
     hits, misses, n = int(seen.sum()), int((present & ~seen).sum()), len(lines)
     absences = betaln(alpha + n, beta) - betaln(alpha + hits, beta + misses)
@@ -295,7 +295,7 @@ def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) 
     The lines that a sublattice of index 2 or 3 would have, and those that the superstructure adds, are then seen with
     probabilities of their own; one such sublattice, or none, is the case, and the sum over them replaces the one pi.
     """
-    visible, present, seen = _predicted(fit, lines, absent)
+    visible, present, seen = predicted(fit, lines, absent)
     count = len(present)
     forms = np.concatenate([hermite_forms(2), hermite_forms(3)]).astype(np.float64)
     indices = fit.hkl @ BRAVAIS[fit.bravais].primitive @ np.swapaxes(np.linalg.inv(forms), 1, 2)  # (k, m, 3)

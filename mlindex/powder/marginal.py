@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from mlindex.crystal.metric import metric_determinant
+from mlindex.powder import refine
 from mlindex.powder.assign import nearest
 from mlindex.powder.refine import Problem
 
@@ -148,20 +148,10 @@ def step(state: State, widths: Float[Array, " n"], keep: Float[Array, ""], probl
 
 
 def surprise(x: Float[Array, " p"], problem: Problem, width: Float[Array, ""]) -> Float[Array, ""]:
-    """How surprising the fit is for a cell of this volume, in nats: the score of `refine.refine_one`; -inf for a metric
-    that is none."""
+    """The score of `refine.surprise` for the nearest reflections."""
     g = problem.embed @ x
-    q2_ref = problem.products @ g
-    _, difference = nearest(problem.q2, q2_ref)
-    window = 0.25 * problem.q2
-    near = jnp.abs(q2_ref[None] - problem.q2[:, None]) < window[:, None]
-    density = (jnp.sum(near, 1) + 1) / (2 * window)
-    expected = 2 * density * jnp.sqrt(difference**2 + (0.5 * width * problem.sigma) ** 2)
-    score = jnp.sum(problem.weight * -jnp.log(-jnp.expm1(-expected)))
-    a, b, c, d, e, f = g
-    plane = (4 * a * b > f * f) & (4 * a * c > e * e) & (4 * b * c > d * d)
-    valid = plane & (metric_determinant(g) > 0) & (a > 0) & (b > 0) & (c > 0)
-    return jnp.where(valid, score, -jnp.inf)
+    _, difference = nearest(problem.q2, problem.products @ g)
+    return refine.surprise(g, difference / problem.sigma, problem, width)
 
 
 def climb_one(

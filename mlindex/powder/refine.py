@@ -4,7 +4,8 @@ Each step assigns every line to its nearest reference reflection, draws a random
 weighted normal equations for the free parameters, and accepts the move by the likelihood ratio of *all* lines, as in
 MALA: a move that worsens the fit is taken with probability exp(-loss), so the random subsets act as the noise. The best
 state visited is what is returned. Weights fall off for lines far from any reflection (Geman-McClure), with a scale that
-shrinks from step to step, so impurity lines lose their pull.
+shrinks from step to step, so impurity lines lose their pull. A zero shift is a parameter of the fit like the others,
+held near zero by what is usual of it.
 
 SVD-Index: Coelho, J. Appl. Cryst. 36 (2003) 86-95. Random subsampling: ML-Index.
 """
@@ -12,10 +13,11 @@ SVD-Index: Coelho, J. Appl. Cryst. 36 (2003) 86-95. Random subsampling: ML-Index
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from mlindex.crystal.metric import metric_determinant
@@ -30,24 +32,31 @@ class Problem(NamedTuple):
     weight: Float[Array, " n"]  # 1 for a line, 0 for padding
     products: Float[Array, "m 6"]
     embed: Float[Array, "6 p"]
+    zero: Any = np.float32(0.0)  # usual size of the zero shift in degrees 2theta; 0 where there can be none
 
 
 class State(NamedTuple):
-    """One candidate: free parameters x (p,) with its assignment, and the best x at the present scale."""
+    """One candidate: free parameters and zero shift x (c,), c = p + 1, with its assignment, and the best x at this
+    scale."""
 
-    x: Float[Array, " p"]
+    x: Float[Array, " c"]
     rows: Float[Array, "n p"]  # of the nearest reflections
     residual: Float[Array, " n"]  # degrees 2theta
-    best_x: Float[Array, " p"]
+    best_x: Float[Array, " c"]
     best_loss: Float[Array, ""]
     key: PRNGKeyArray
 
 
-def _residuals(x: Float[Array, " p"], problem: Problem) -> tuple[Float[Array, "n p"], Float[Array, " n"]]:
+def _residuals(x: Float[Array, " c"], problem: Problem) -> tuple[Float[Array, "n p"], Float[Array, " n"]]:
     """Design rows of the nearest reflections and residuals in degrees of 2theta."""
     rows = problem.products @ problem.embed
-    index, difference = nearest(problem.q2, rows @ x)
+    index, difference = nearest(problem.q2 - x[-1] * problem.sigma, rows @ x[:-1])
     return rows[index], difference / problem.sigma
+
+
+def _unusual(x: Float[Array, " c"], problem: Problem) -> Float[Array, ""]:
+    """What the zero shift costs, in nats."""
+    return 0.5 * (x[-1] / jnp.maximum(problem.zero, 1e-9)) ** 2
 
 
 def _loss(residual: Float[Array, " n"], weight: Float[Array, " n"], scale: Float[Array, ""]) -> Float[Array, ""]:
@@ -63,15 +72,18 @@ def step(state: State, scale: Float[Array, ""], problem: Problem, keep: float) -
     robust = 1 / (1 + (residual / (3 * scale)) ** 2) ** 2
     chosen = jax.random.bernoulli(k_sub, keep, residual.shape)
     weight = problem.weight * robust * chosen
-    a = rows / problem.sigma[:, None]
+    a = jnp.concatenate([rows / problem.sigma[:, None], jnp.ones_like(rows[:, :1])], 1)
     norm = jnp.sqrt(jnp.sum(weight[:, None] * a * a, 0)) + 1e-20  # columns differ by orders of magnitude
     a = a / norm
-    normal = a.T @ (weight[:, None] * a) + 1e-5 * jnp.eye(a.shape[1])
-    move = jnp.linalg.solve(normal, a.T @ (weight * residual)) / norm
+    # The prior of the zero shift against the errors of the lines
+    held = jnp.zeros_like(norm).at[-1].set((scale / jnp.maximum(problem.zero, 1e-9)) ** 2)
+    normal = a.T @ (weight[:, None] * a) + jnp.diag(1e-5 + held / norm**2)
+    move = jnp.linalg.solve(normal, a.T @ (weight * residual) - held * state.x / norm) / norm
     x = state.x + move
     new_rows, new_residual = _residuals(x, problem)
-    loss_now = _loss(residual, problem.weight, scale)
-    loss_new = jnp.where(jnp.all(jnp.isfinite(x)), _loss(new_residual, problem.weight, scale), jnp.inf)
+    loss_now = _loss(residual, problem.weight, scale) + _unusual(state.x, problem)
+    loss_new = _loss(new_residual, problem.weight, scale) + _unusual(x, problem)
+    loss_new = jnp.where(jnp.all(jnp.isfinite(x)), loss_new, jnp.inf)
     accept = jnp.log(jax.random.uniform(k_accept)) < loss_now - loss_new
     x, rows, residual, loss = (
         jnp.where(accept, new, old)
@@ -88,6 +100,24 @@ def _valid(g: Float[Array, " 6"]) -> Bool[Array, ""]:
     return plane & (metric_determinant(g) > 0) & (a > 0) & (b > 0) & (c > 0)
 
 
+def surprise(
+    g: Float[Array, " 6"], residual: Float[Array, " n"], problem: Problem, width: Float[Array, ""]
+) -> Float[Array, ""]:
+    """How surprising the fit of a metric is for a cell of its volume, in nats; -inf for a metric that is none.
+
+    The sum of -ln(1 - exp(-2 |dq2| rho)) over the lines, rho being the density of reflections of the cell at the line:
+    chance gives about 1 a line, whatever the volume. `residual` and `width`, the error of a line, in degrees 2theta.
+    """
+    q2_ref = problem.products @ g
+    # Density of distinct reflections from the cell itself: count over a window around each line
+    window = 0.25 * problem.q2
+    near = jnp.abs(q2_ref[None] - problem.q2[:, None]) < window[:, None]
+    density = (jnp.sum(near, 1) + 1) / (2 * window)
+    expected = 2 * density * problem.sigma * jnp.sqrt(residual**2 + (0.5 * width) ** 2)
+    score = jnp.sum(problem.weight * -jnp.log(-jnp.expm1(-expected)))
+    return jnp.where(_valid(g), score, -jnp.inf)
+
+
 def refine_one(
     g: Float[Array, " 6"],
     key: PRNGKeyArray,
@@ -96,12 +126,8 @@ def refine_one(
     scales: Float[Array, " steps"],
     keep: float,
 ) -> tuple[Float[Array, " 6"], Float[Array, ""]]:
-    """The refined metric of one candidate and its score: how surprising its fit is for a cell of its volume, in nats.
-
-    The score sums -ln(1 - exp(-2 |dq2| rho)) over the lines, rho being the density of reflections of the cell at the
-    line: chance gives about 1 a line, whatever the volume.
-    """
-    x = project @ g
+    """The refined metric of one candidate and its score (`surprise`)."""
+    x = jnp.append(project @ g, 0.0)
     infinity = jnp.float32(jnp.inf)
 
     def body(state: State, scale: Float[Array, ""]) -> tuple[State, None]:
@@ -110,16 +136,9 @@ def refine_one(
         return step(state, scale, problem, keep), None
 
     state, _ = jax.lax.scan(body, State(x, *_residuals(x, problem), x, infinity, key), scales)
-    g = problem.embed @ state.best_x
+    g = problem.embed @ state.best_x[:-1]
     _, residual = _residuals(state.best_x, problem)
-    q2_ref = problem.products @ g
-    # Density of distinct reflections from the cell itself: count over a window around each line
-    width = 0.25 * problem.q2[:, None]
-    near = jnp.abs(q2_ref[None] - problem.q2[:, None]) < width
-    density = (jnp.sum(near, 1) + 1) / (2 * width[:, 0])
-    expected = 2 * density * problem.sigma * jnp.sqrt(residual**2 + (0.5 * scales[-1]) ** 2)
-    score = jnp.sum(problem.weight * -jnp.log(-jnp.expm1(-expected)))
-    return g, jnp.where(_valid(g), score, -infinity)
+    return g, surprise(g, residual, problem, scales[-1])
 
 
 @partial(jax.jit, static_argnames="keep")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import expit
 
 from mlindex.crystal.extinctions import extinction_groups
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
@@ -16,10 +15,7 @@ from mlindex.crystal.reduction import niggli_from_cell
 from mlindex.crystal.settings import standard_setting
 from mlindex.powder import judge, merit
 from mlindex.powder.lines import Lines
-from mlindex.powder.search import Judged
-
-# Gain, in nats a line over a uniform background, at which a list is as likely solved as not
-SOLVED_GAIN = 3.7
+from mlindex.powder.ranking import Judged
 
 
 @dataclass(frozen=True)
@@ -125,21 +121,13 @@ def with_extinctions(fit: judge.Fit, lines: Lines, space_group: str) -> judge.Fi
 
 
 def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Solution]:
-    """The `count` best of `ranked`, fitted to all lines.
-
-    The probability is that of the lattice among all that were judged, tempered (`judge.TEMPERATURE`) because the model
-    of the errors is not the truth, times the probability that the list is solved at all: the best cells of random
-    lists gain up to 3.3 nats a line, true ones rarely less than 4.
-    """
+    """The `count` first of `ranked`, fitted to all lines."""
     if not ranked:
         return []
-    logits = np.array([j.gain for j in ranked]) / judge.TEMPERATURE
-    solved = expit((ranked[0].gain / len(ranked[0].fit.indexed) - SOLVED_GAIN) / 0.25)
-    probability = np.exp(logits - np.logaddexp.reduce(logits)) * solved
     chosen = list(ranked[:count])
     sets = ambiguous_sets([j.fit for j in chosen], lines)
     made = []
-    for judged, p_value, ambiguity in zip(chosen, probability, sets, strict=False):
+    for judged, ambiguity in zip(chosen, sets, strict=True):
         fit = judge.fit_cell(
             lines, judged.fit.g, judged.fit.bravais, zero=judged.fit.zero, fit_zero=judged.fit.zero_fitted
         )
@@ -158,7 +146,7 @@ def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Soluti
                 f20=merit.smith_snyder(fit, used),
                 information=merit.information(fit, used),
                 score=judged.gain,
-                probability=float(p_value),
+                probability=judged.probability,
                 space_group=judged.space_group,
                 zero_shift=fit.zero if fit.zero_fitted else float("nan"),
                 zero_shift_esd=float(np.sqrt(fit.covariance[-1, -1])) if fit.zero_fitted else float("nan"),

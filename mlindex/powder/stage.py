@@ -15,9 +15,10 @@ from mlindex.formats.pattern import holds_pattern, read_pattern
 from mlindex.formats.spots import holds_spots
 from mlindex.powder.lines import Lines, lines_from_q2
 from mlindex.powder.pattern.lines import lines_of_pattern
+from mlindex.powder.ranking import Judged
 from mlindex.powder.record import powder_record
-from mlindex.powder.search import Judged, search
-from mlindex.powder.solution import SOLVED_GAIN, Solution, solutions
+from mlindex.powder.search import search
+from mlindex.powder.solution import Solution, solutions
 from mlindex.powder.stills.lines import StillsOptions, lines_of_stills, usable_spots
 from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
 
@@ -131,8 +132,8 @@ class PowderStage:
         for item, ranked, (lines, _) in zip(items, out, self.prepare(items), strict=True):
             used = lines.first(REPORTED_LINES)
             found = solutions(ranked, used, self.settings.solutions)
-            solved = bool(ranked) and ranked[0].gain > SOLVED_GAIN * len(ranked[0].fit.indexed)
-            reason = "" if solved else "no cell explains the lines much better than chance"
+            solved = sum(one.probability for one in ranked) > 0.5
+            reason = "" if solved else "it is more probable than not that none of the cells is right"
             status = Status.SOLVED if solved else Status.UNSOLVED
             results.append(Result(item.id, item.source, status, reason, tables=_tables(found, used)))
         return results

@@ -49,6 +49,7 @@ class Observed(NamedTuple):
     weight: Float[Array, " n"]
     table: UInt32[Array, " bins"]
     scale: Float[Array, ""]
+    zero: Float[Array, ""]  # degrees 2theta: usual size of the zero shift, 0 where there can be none
 
 
 class Lattice(NamedTuple):
@@ -63,8 +64,8 @@ class Lattice(NamedTuple):
     density: Float[Array, ""]  # distinct reflections per node of the conventional lattice, twice
 
 
-def observed(lines: Lines) -> Observed:
-    """The first `LINES` of `lines`, with the table that screens them."""
+def observed(lines: Lines, zero: float = 0.0) -> Observed:
+    """The first `LINES` of `lines`, with the table that screens them; `zero`: usual size of a zero shift (degrees)."""
     first = lines.first(LINES)
     padding = LINES - len(first)
     table, scale = assign.line_table(first.q, TOLERANCE * first.w)
@@ -73,7 +74,7 @@ def observed(lines: Lines) -> Observed:
         return np.pad(values, (0, padding), constant_values=1.0).astype(np.float32)
 
     weight = np.pad(np.ones(len(first), np.float32), (0, padding))
-    values = (padded(first.q2), padded(first.q), padded(first.w), weight, table, scale)
+    values = (padded(first.q2), padded(first.q), padded(first.w), weight, table, scale, np.float32(zero))
     return Observed(*map(jnp.asarray, values))
 
 
@@ -148,7 +149,8 @@ def _survey(
     x = x[index]
     best, index = jax.lax.top_k(jnp.where(_first_of_its_kind(x), best, -1.0), count)
     x = x[index]
-    problem = refine.Problem(lines.q2, 2 * lines.q * lines.width, lines.weight, lattice.products, lattice.embed)
+    sigma = 2 * lines.q * lines.width
+    problem = refine.Problem(lines.q2, sigma, lines.weight, lattice.products, lattice.embed, lines.zero)
     keys = jax.random.split(jax.random.key(seed), count)
     g, fitted = refine.refine(x @ lattice.embed.T, keys, problem, lattice.project, _SCALES)
     fitted = jnp.where(best > 0, fitted, -jnp.inf)

@@ -14,7 +14,7 @@ from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import reciprocal_metric_from_cell
 from mlindex.powder import judge
 from mlindex.powder.lines import lines_from_q2
-from mlindex.powder.search import judged
+from mlindex.powder.ranking import judged
 from tests.powder.patterns import CELLS, CU, measured, positions, q2_from_tth, reflections, tth_from_q2
 
 

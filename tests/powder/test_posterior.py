@@ -9,28 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import approx_fprime
 from scipy.special import expit, softmax
 
 from mlindex.crystal.lattice import BRAVAIS
-from mlindex.crystal.metric import reciprocal_metric_from_cell, transform_metric, volume_from_reciprocal_metric
+from mlindex.crystal.metric import reciprocal_metric_from_cell, transform_metric
 from mlindex.powder.lines import lines_from_q2
-from mlindex.powder.posterior import (
-    CANDIDATE,
-    LIST,
-    MOST,
-    WEIGHTS,
-    Features,
-    features,
-    logits,
-    posterior,
-    ranked_by_posterior,
-    weights,
-)
+from mlindex.powder.posterior import LIST, WEIGHING, WEIGHTS, Features, features, posterior, probabilities_of, weights
 from mlindex.powder.posterior_train import (
+    MOST,
     Labelled,
-    Logits,
     Outcomes,
-    Tempering,
+    _objective,
     calibration_error,
     cross_validated,
     figures,
@@ -38,16 +28,12 @@ from mlindex.powder.posterior_train import (
     is_true,
     joined,
     load,
-    logits_of,
     outcome,
     probabilities,
-    related,
-    tempered,
-    tempered_logits,
-    tempering,
     train,
 )
-from mlindex.powder.search import judged, merged
+from mlindex.powder.ranking import judged, merged, with_superstructures
+from mlindex.powder.relatives import relatives
 from mlindex.records import InputError
 from tests.powder.patterns import CELLS, CU, measured, q2_from_tth
 
@@ -63,36 +49,41 @@ def known(name):
 
 @cache
 def ranked_of(name):
-    return related(known(name))
+    """The true cell judged among its relatives."""
+    lines = known(name).lines
+    found = judged(lines, [(name, known(name).metric)], fit_zero=True)
+    found += judged(lines, relatives(found[0].fit, tolerance=0.004, missing=2), fit_zero=True)
+    return with_superstructures(merged(found), lines)
 
 
 def random_model(rng):
-    f, t = len(CANDIDATE), len(LIST)
-    shapes = {
-        "evidence": t,
-        "other": 1,
-        "linear": f,
-        "solved": t,
-        "candidate_mean": f,
-        "list_mean": t,
+    t = len(LIST)
+    model = {
+        "evidence": rng.normal(0, 0.3, len(WEIGHING)),
+        "solved": rng.normal(0, 0.3, t),
+        "mean": rng.normal(0, 0.3, t),
     }
-    model = {name: rng.normal(0, 0.3, shape) for name, shape in shapes.items()}
-    return model | {"candidate_scale": rng.uniform(0.5, 2, f), "list_scale": rng.uniform(0.5, 2, t)}
+    return model | {"scale": rng.uniform(0.5, 2, t)}
 
 
 def random_features(rng, k):
     difference = -np.sort(rng.exponential(8, k))
-    return Features(difference - difference.max(), rng.normal(0, 1, (k, len(CANDIDATE))), rng.normal(0, 1, len(LIST)))
+    return Features(difference - difference.max(), rng.normal(0, 1, len(LIST)))
 
 
 @given(SEEDS, st.integers(1, MOST))
-def test_probabilities_are_scipys_softmax_and_sum_to_one(seed, k):
+def test_probabilities_are_scipys_softmax_sum_to_one_and_keep_the_order_of_the_evidence(seed, k):
     rng = np.random.default_rng(seed)
     of, model = random_features(rng, k), random_model(rng)
-    each, solved = logits(of, model)
+    t = (of.whole - model["mean"]) / model["scale"]
+    weight, solved = (
+        np.exp(sum(t[i] * a for i, a in zip(WEIGHING, model["evidence"], strict=True))),
+        t @ model["solved"],
+    )
     probability, none = posterior(of, model)
-    np.testing.assert_allclose(probability, softmax(each) * expit(solved), rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(probability, softmax(weight * of.difference) * expit(solved), rtol=1e-9, atol=1e-300)
     assert probability.sum() + none == pytest.approx(1.0)
+    assert (np.diff(probability[np.argsort(of.difference)]) >= 0).all()
 
 
 @given(SEEDS, st.integers(2, MOST), st.floats(0.01, 30))
@@ -116,7 +107,7 @@ def test_training_and_inference_compute_the_same(seed):
     got = probabilities(joined(parts), model)
     for one, row in zip(parts, got, strict=True):
         real = one.real[0]
-        seen = Features(*(x.astype(float) for x in (one.difference[0][real], one.candidate[0][real], one.whole[0])))
+        seen = Features(one.difference[0][real].astype(float), one.whole[0].astype(float))
         probability, none = posterior(seen, model)
         np.testing.assert_allclose(row[:-1][real], probability, rtol=2e-3, atol=1e-6)
         assert row[-1] == pytest.approx(none, rel=2e-3, abs=1e-6)
@@ -125,99 +116,78 @@ def test_training_and_inference_compute_the_same(seed):
 
 @pytest.mark.parametrize("name", ["cF", "hR", "oI", "mC", "aP"])
 def test_order_of_the_candidates_does_not_matter(name):
-    ranked, lines = ranked_of(name)[:MOST], known(name).lines
+    ranked, lines = ranked_of(name), known(name).lines
     shuffled = np.random.default_rng(3).permutation(len(ranked))
-    order, probability, none = ranked_by_posterior(ranked, lines)
-    other, again, none_again = ranked_by_posterior([ranked[i] for i in shuffled], lines)
-    assert shuffled[other].tolist() == order.tolist()
-    np.testing.assert_allclose(again, probability, rtol=1e-9)
+    probability, none = probabilities_of(ranked, lines)
+    again, none_again = probabilities_of([ranked[i] for i in shuffled], lines)
+    np.testing.assert_allclose(again, probability[shuffled], rtol=1e-9)
     assert none_again == pytest.approx(none)
-    assert sorted(order.tolist()) == list(range(len(ranked))) and (np.diff(probability) <= 0).all()
-    assert probability.sum() + none == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", list(BRAVAIS))
 def test_known_lattices_are_first_and_probable(name):
     one, ranked = known(name), ranked_of(name)
-    order, probability, _ = ranked_by_posterior(ranked, one.lines)
-    right = is_true(ranked, one)
-    assert right[order[0]] and probability[0] > 0.5, (probability[:3], [ranked[i].fit.bravais for i in order[:3]])
+    probability, _ = probabilities_of(ranked, one.lines)
+    assert is_true(ranked, one)[0] and probability[0] > 0.5, (probability[:3], [j.fit.bravais for j in ranked[:3]])
 
 
 def test_cells_that_have_nothing_to_do_with_the_lines_are_not_believed():
     tth = np.sort(np.random.default_rng(0).uniform(8, 60, 30))
     lines = lines_from_q2(q2_from_tth(tth), CU)
-    ranked = merged(judged(lines, [(n, known(n).metric) for n in BRAVAIS], fit_zero=True))
-    _, probability, none = ranked_by_posterior(ranked, lines)
+    probability, none = probabilities_of(
+        merged(judged(lines, [(n, known(n).metric) for n in BRAVAIS], fit_zero=True)), lines
+    )
     assert none > 0.9 and probability.max() < 0.1
-    assert ranked_by_posterior([], lines)[2] == 1.0
-
-
-def test_candidates_beyond_the_most_follow_without_probability():
-    ranked = ranked_of("aP") * (MOST + 3)
-    order, probability, none = ranked_by_posterior(ranked, known("aP").lines)
-    assert order[MOST:].tolist() == list(range(MOST, len(ranked))) and not probability[MOST:].any()
-    assert probability.sum() + none == pytest.approx(1.0)
+    assert probabilities_of([], lines)[1] == 1.0
+    with pytest.raises(ValueError, match="at least one candidate"):
+        features([], lines)
 
 
 @pytest.mark.parametrize("name", ["tP", "oP", "mP"])
 def test_features_of_a_cell_of_half_the_volume(name):
     one = known(name)
-    double = np.diag([1.0, 1.0, 2.0])
-    cells = [(name, one.metric), (name, transform_metric(one.metric, double))]
+    cells = [(name, one.metric), (name, transform_metric(one.metric, np.diag([1.0, 1.0, 2.0])))]
     ranked = judged(one.lines, cells, fit_zero=False)
     of = features(ranked, one.lines)
-    column = {title: of.candidate[:, i] for i, title in enumerate(CANDIDATE)}
-    ratio = volume_from_reciprocal_metric(ranked[1].fit.g) / volume_from_reciprocal_metric(ranked[0].fit.g)
-    assert ratio == pytest.approx(2.0, rel=1e-3)
-    assert column["log volume a line"][1] - column["log volume a line"][0] == pytest.approx(np.log(2), abs=1e-3)
-    assert (
-        column["evidence of a cell of 2 times the volume"][0]
-        < 0.5
-        < column["evidence of a cell of 1/2 of the volume"][1]
-    )
-    assert not column["evidence of a cell of 3 times the volume"].any()
-    assert column["lines explained beyond the smaller cell"].tolist() == [0, 0]  # the true cell explains every line
+    column = dict(zip(LIST, of.whole, strict=True))
     np.testing.assert_array_equal(of.difference, [0, ranked[1].gain - ranked[0].gain])
-    with pytest.raises(ValueError, match="at least one candidate"):
-        features([], one.lines)
+    lead = ranked[0].gain - ranked[1].gain
+    assert column["lead of the best over other volumes"] == pytest.approx(min(lead, 40) / 10)
+    assert (
+        column["unexplained share of the best"] == 0 and column["free parameters of the best"] == BRAVAIS[name].n_free
+    )
+    assert column["gain a line of the best"] == pytest.approx(ranked[0].gain / len(one.lines) - 4)
+    assert features(ranked[:1], one.lines).whole[3] == 4  # no other volume
 
 
-@pytest.mark.parametrize("name", ["cP", "tP", "oP", "mP", "aP"])
-def test_related_lists_hold_the_truth_once_and_the_cell_of_half_its_volume(name):
-    one = known(name)
-    half = transform_metric(one.metric, np.diag([2.0, 2.0, 2.0] if name == "cP" else [1.0, 2.0, 1.0]))
-    other = one._replace(metric=half, bravais=name if name in ("cP", "oP", "mP", "aP") else "oP")
-    ranked = related(other)
-    right = is_true(ranked, other)
-    assert sum(right) == 1 and sum(is_true(ranked, one)) == (name != "cP")  # an eighth of the volume is no relative
-    assert not any(is_true(ranked, one._replace(metric=None)))
-    assert related(one._replace(metric=None)) == []
+def test_true_cells_are_told_from_others():
+    one = known("oI")
+    half = transform_metric(one.metric, np.diag([1.0, 2.0, 1.0]))
+    ranked = judged(one.lines, [("oP", half), ("oI", one.metric)], fit_zero=False)
+    assert is_true(ranked, one) == [False, True]
+    assert is_true(ranked, one._replace(metric=None)) == [False, False]
 
 
-def drawn(rng, k, whole, right=None, family=0, searched=True):
-    """One list of k candidates with random features as an outcome."""
+def drawn(rng, k, whole, right=None, family=0):
+    """One list of k candidates with random evidence as an outcome."""
     difference = np.zeros(MOST, np.float32)
     difference[:k] = -np.append(0, np.cumsum(rng.exponential(3, k - 1)))
-    candidate = rng.normal(0, 1, (MOST, len(CANDIDATE))).astype(np.float32)
-    real = np.arange(MOST) < k
     mine = np.zeros(MOST, bool) if right is None else right
-    arrays = (difference, candidate * real[:, None], whole.astype(np.float32), real, mine, searched, family, "", "", "")
+    arrays = (difference, whole.astype(np.float32), np.arange(MOST) < k, mine, family, "", "", "")
     return Outcomes(*(np.asarray(a)[None] for a in arrays))
 
 
 @cache
 def of_a_known_model(count):
-    """Lists whose right candidate is drawn from a conditional logit: evidence at a temperature of 5, one feature of
-    weight 1.5, and a share of lists without an answer that falls with the second feature of the list."""
+    """Lists whose right candidate is drawn with the evidence at a temperature of 5, and 10 without a wavelength; a
+    share of lists without an answer that falls with the second feature."""
     rng = np.random.default_rng(4)
-    column = CANDIDATE.index("log aspect")
     parts, truth = [], []
     for number in range(count):
         whole = np.append(1.0, rng.normal(0, 1, len(LIST) - 1))
-        one = drawn(rng, int(rng.integers(2, 9)), whole, family=number)
-        real = one.real[0]
-        p = softmax(one.difference[0][real] / 5 + 1.5 * one.candidate[0][real, column])
+        whole[LIST.index("no wavelength")] = number % 2
+        one = drawn(rng, int(rng.integers(2, 9)), whole, family=number // 2)
+        p = softmax(one.difference[0][one.real[0]] / (10 if number % 2 else 5))
         solved = expit(1.0 + 2.0 * one.whole[0, 1])
         right = np.zeros(MOST, bool)
         if rng.random() < solved:
@@ -228,60 +198,45 @@ def of_a_known_model(count):
 
 
 def test_training_recovers_a_known_model_and_is_calibrated_on_families_left_out():
-    outcomes, truth = of_a_known_model(1000)
-    left_out = cross_validated(outcomes, folds=2, decay=10.0, steps=100)
-    made = tempered_logits(left_out, tempering(outcomes, left_out)).probabilities()
+    outcomes, truth = of_a_known_model(2000)
+    made = cross_validated(outcomes, folds=2)
     assert np.abs(made - truth).mean() < 0.02
     got, best = figures(outcomes, made), figures(outcomes, truth)
-    assert got["calibration_error"] < 0.05 and got["loss"] < best["loss"] + 0.15
-    model = fitted(outcomes, decay=10.0, steps=100)
-    temperature = 10 / np.exp(((np.eye(len(LIST))[0] - model["list_mean"]) / model["list_scale"]) @ model["evidence"])
-    assert temperature == pytest.approx(5, rel=0.25)
+    assert got["calibration_error"] < 0.04 and got["loss"] < best["loss"] + 0.05
+    model = fitted(outcomes)
+    for no_wavelength, temperature in ((0, 5), (1, 10)):
+        t = np.zeros(len(LIST))
+        t[0], t[LIST.index("no wavelength")] = 1, no_wavelength
+        got = posterior(Features(np.array([0.0, -5.0]), t), model)[0]
+        assert np.log(got[0] / got[1]) == pytest.approx(5 / temperature, rel=0.2)
 
 
-def test_a_tempered_model_has_tempered_logits():
-    rng = np.random.default_rng(5)
-    model = {name: value.astype(np.float32) for name, value in random_model(rng).items()}
-    model["list_mean"][0], model["list_scale"][0] = 0, 1
-    outcomes, by = of_a_known_model(20)[0], Tempering(0.6, 1.3, -0.4)
-    expected, got = tempered_logits(logits_of(outcomes, model), by), logits_of(outcomes, tempered(model, by))
-    real = outcomes.real
-    np.testing.assert_allclose(got.each[real], expected.each[real], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got.solved, expected.solved, rtol=1e-4, atol=1e-4)
-
-
-def test_tempering_undoes_a_wrong_temperature():
-    outcomes, truth = of_a_known_model(1000)
-    exact = Logits(np.log(np.maximum(truth[:, :-1], 1e-30)), np.log(1 / truth[:, -1] - 1))
-    exact.each[~outcomes.real] = -1e30
-    by = tempering(outcomes, tempered_logits(exact, Tempering(2.0, 0.5, 0.3)))
-    assert by == pytest.approx((0.5, 2.0, -0.6), abs=0.2)
+def test_the_gradient_is_that_of_the_loss():
+    outcomes, _ = of_a_known_model(40)
+    rng = np.random.default_rng(0)
+    flat = rng.normal(0, 0.3, len(WEIGHING) + len(LIST))
+    arguments = (np.zeros_like(flat), outcomes.whole.astype(float), outcomes, 0.5)
+    slope = _objective(flat, *arguments)[1]
+    assert (
+        np.max(np.abs(approx_fprime(flat, lambda x: _objective(x, *arguments)[0]) - slope)) < 1e-3 * np.abs(slope).max()
+    )
 
 
 def test_training_again_gives_the_same_and_the_data_are_in_the_card():
     outcomes, _ = of_a_known_model(40)
-    model, card = train(outcomes, folds=2, steps=20)
-    again, other = train(outcomes, folds=2, steps=20)
+    model, card = train(outcomes, folds=2)
+    again, other = train(outcomes, folds=2)
     assert all(np.array_equal(model[name], again[name]) for name in model)
     assert card["data"] == outcomes.digest() == other["data"]
-    assert card["lists"] == {"searched": 40, "related": 0} and card["cross_validation"]["lists"] == 40
+    assert card["lists"] == 40 and card["cross_validation"]["lists"] == 40
     assert all(value.dtype == np.float32 for value in model.values())
     with pytest.raises(ValueError, match="no lists"):
         fitted(outcomes.subset(np.zeros(0, int)))
 
 
-def test_lists_of_relatives_teach_ranking_alone():
-    outcomes, _ = of_a_known_model(200)
-    found = outcomes.subset(outcomes.right.any(1))
-    model = fitted(replace(found, searched=np.zeros(len(found), bool)), steps=50)
-    start = fitted(found.subset(np.arange(1)), decay=1e6)
-    assert np.abs(model["linear"]).max() > 0.1
-    assert np.count_nonzero(model["solved"]) == np.count_nonzero(start["solved"]) == 2
-
-
 def test_outcomes_on_disk(tmp_path):
     one = known("oI")
-    kept = outcome(one, ranked_of("oI"), is_true(ranked_of("oI"), one), searched=False)
+    kept = outcome(one, ranked_of("oI"), is_true(ranked_of("oI"), one))
     both = joined([kept, kept])
     both.save(tmp_path / "kept.npz")
     again = load(tmp_path / "kept.npz")
@@ -306,7 +261,7 @@ def test_calibration_error():
 def test_shipped_weights_are_small_and_damaged_ones_are_named(tmp_path):
     assert WEIGHTS.stat().st_size < 100_000
     model = weights()
-    assert model["linear"].shape == (len(CANDIDATE),) and model["solved"].shape == (len(LIST),)
+    assert model["evidence"].shape == (len(WEIGHING),) and model["solved"].shape == (len(LIST),)
     assert all(np.isfinite(value).all() for value in model.values())
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     for name in ("w.safetensors", "missing.safetensors"):

@@ -165,3 +165,18 @@ def test_one_bucket_compiles_once(seed, count):
     traces = refine.refine._cache_size()
     refined("oP", perturbed("oP", 0.01, BATCH, seed), problem_of("oP", lines, padding=2.0), seed=seed)
     assert refine.refine._cache_size() == traces
+
+
+@pytest.mark.parametrize("name", ["cF", "tP", "oI", "mP", "aP"])
+@pytest.mark.parametrize("zero", [-0.05, 0.04])
+def test_a_zero_shift_is_fitted_where_there_may_be_one(name, zero):
+    lines = lines_from_q2(measured(name, COUNT), CU)
+    moved = lines.shifted(-zero)
+    start = perturbed(name, 0.002, BATCH, seed=6)
+    allowed = problem_of(name, moved)._replace(zero=np.float32(0.025))
+    g, score = refined(name, start, allowed)
+    held, score_held = refined(name, start, problem_of(name, moved))
+    away = distance_from_truth(name, g)
+    assert away[score.argmax()] < 2e-3
+    assert score.max() > score_held.max()
+    assert away[score.argmax()] < distance_from_truth(name, held)[score_held.argmax()]
