@@ -4,7 +4,7 @@
     python benchmarks/quality/powder_proposals.py --part narrowing --per-lattice 20
 
 Lists are those of `dataset.py` (validation families, that no weight has seen), the true lattice is known. Sources:
-`templates` (solved from templates, the best by screening first: `search.screened`), `random` (`propose.at_random`),
+`templates` (solved from templates, the best by screening first: `sweep.screened`), `random` (`propose.at_random`),
 `networks` and `forests` (`proposals.propose`), `mixed` (half templates, a quarter networks, a quarter forests). A list
 is met when one of the first k candidates refines (`refine.refine`, as in a search) to the true lattice: Voronoi vectors
 within 2 %. CPU seconds a list are those of making and refining k candidates (median, which leaves out the few lists
@@ -37,7 +37,7 @@ from benchmarks.quality.dataset import VARIANTS, Entry, calculated
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import reciprocal_metric_from_cell, transform_metric, volume_from_reciprocal_metric
 from mlindex.crystal.reduction import lattice_distance
-from mlindex.powder import assign, proposals, propose, refine, search
+from mlindex.powder import assign, proposals, propose, refine, search, sweep
 from mlindex.powder.lines import Lines, lines_from_q2
 
 LATTICES = ("hP", "tP", "oP", "oS", "oI", "oF", "mP", "mC", "aP")
@@ -67,15 +67,15 @@ def met(g: NDArray, bravais: str, truth: NDArray, tolerance: float) -> NDArray[n
     return out
 
 
-def refined(lines: Lines, bravais: str, candidates: NDArray, sweep: search.Pass) -> NDArray:
-    """The metrics after refinement, as `search.refined` does it, in the order of the candidates."""
+def refined(lines: Lines, bravais: str, candidates: NDArray, of: sweep.Pass) -> NDArray:
+    """The metrics after refinement, as `sweep.refined` does it, in the order of the candidates."""
     lattice = BRAVAIS[bravais]
     system = SYSTEMS[lattice.system]
     problem = refine.Problem(
-        jnp.asarray(search._padded(lines.q2, 1.0, sweep.searched)),
-        jnp.asarray(search._padded(2 * lines.q * lines.w, 1.0, sweep.searched)),
-        jnp.asarray(search._padded(np.ones(len(lines)), 0.0, sweep.searched)),
-        jnp.asarray(search._reference(bravais, search._REFERENCE[lattice.n_free])),
+        jnp.asarray(sweep._padded(lines.q2, 1.0, of.searched)),
+        jnp.asarray(sweep._padded(2 * lines.q * lines.w, 1.0, of.searched)),
+        jnp.asarray(sweep._padded(np.ones(len(lines)), 0.0, of.searched)),
+        jnp.asarray(sweep._reference(bravais, sweep._REFERENCE[lattice.n_free])),
         jnp.asarray(system.embed, jnp.float32),
     )
     g, _ = refine.refine(
@@ -83,16 +83,16 @@ def refined(lines: Lines, bravais: str, candidates: NDArray, sweep: search.Pass)
         jax.random.split(jax.random.key(0), len(candidates)),
         problem,
         system.project.astype(np.float32),
-        search.refinement_scales(sweep.tolerance),
+        sweep.refinement_scales(of.tolerance),
     )
     return np.asarray(g, np.float64)
 
 
 def candidates_of(
-    source: str, lines: Lines, bravais: str, count: int, sweep: search.Pass, model: proposals.Model
+    source: str, lines: Lines, bravais: str, count: int, of: sweep.Pass, model: proposals.Model
 ) -> NDArray[np.float32]:
     if source == "templates":
-        return search.screened(lines, lines.q2, bravais, sweep, None, 0)
+        return sweep.screened(lines, lines.q2, bravais, of, None, 0)
     if source == "random":
         window = propose.volume_window(lines, bravais)
         return propose.at_random(lines, bravais, window=window, count=count, rng=np.random.default_rng(0))
@@ -106,21 +106,19 @@ def yields(
 ) -> dict[str, Any]:
     """For each source the number of candidates until the truth is met (None: never), of how many, and CPU seconds."""
     most = max(counts)
-    sweep = search.Pass(0.035, search._FEW, 500, screened=most)
-    lines = lines_from_q2(entry.q2, entry.wavelength).first(search.SEARCHED)
+    of = sweep.Pass(0.035, search._FEW, 500, screened=most)
+    lines = lines_from_q2(entry.q2, entry.wavelength).first(sweep.SEARCHED)
     truth, out = truth_of(entry), {}
     for source in sources:
         start = time.process_time()
-        found = candidates_of(source, lines, entry.bravais, most, sweep, model)[:most]
+        found = candidates_of(source, lines, entry.bravais, most, of, model)[:most]
         made = time.process_time() - start
         if not len(found):
             out[source] = {"first": None, "of": 0, "make": made, "refine": 0.0}
             continue
         padded = np.concatenate([found, np.repeat(found[-1:], most - len(found), 0)])
         start = time.process_time()
-        hits = np.flatnonzero(
-            met(refined(lines, entry.bravais, padded, sweep)[: len(found)], entry.bravais, truth, NEAR)
-        )
+        hits = np.flatnonzero(met(refined(lines, entry.bravais, padded, of)[: len(found)], entry.bravais, truth, NEAR))
         out[source] = {
             "first": int(hits[0]) + 1 if len(hits) else None,
             "hits": len(hits),
@@ -134,7 +132,7 @@ def yields(
 def narrowing(entry: Entry, model: proposals.Model) -> dict[str, Any]:
     """What the networks' volumes and densities leave of the templates' solved cells."""
     bravais = entry.bravais
-    lines = lines_from_q2(entry.q2, entry.wavelength).first(search.SEARCHED)
+    lines = lines_from_q2(entry.q2, entry.wavelength).first(sweep.SEARCHED)
     truth = truth_of(entry)
     true_volume = float(volume_from_reciprocal_metric(truth))
     window = propose.volume_window(lines, bravais)
