@@ -1,10 +1,11 @@
 """Blind inversion of a pattern: many starts, at thicknesses that the fringes name, with ties of the pattern's symmetry.
 
-A start has structure factors of the sizes that the kinematic tilts tell, with random signs or phases, or small random
-ones. It is fitted in stages: to some of the tilts where the direct beam is strong, to more, to all; only the better
-part goes on to the next. Every symmetry that the pattern allows, none among them, is searched in turn (see `symmetry`):
-ties make the problem small, and freedom makes its valleys wide. In the end a solution has the highest symmetry with
-which it explains the pattern as well as without.
+A start is a crystal of a few atoms whose pattern is near (see `crystals`); or it has structure factors of the sizes
+that the kinematic tilts tell, with random signs or phases, or small random ones. It is fitted in stages: to some of the
+tilts where the direct beam is strong, to more, to all; only the better part goes on to the next. Every symmetry that
+the pattern allows, none among them, is searched in turn (see `symmetry`): ties make the problem small, and freedom
+makes its valleys wide. In the end a solution has the highest symmetry with which it explains the pattern as well as
+without.
 
 The search ends when the pattern is explained but for its counting noise, or when the time or the starts are used up.
 """
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from mlindex.bloch import refine
 from mlindex.bloch.arms import BESIDE, STAGES, Arm, arms_of
 from mlindex.bloch.beams import Geometry
+from mlindex.bloch.crystals import likely
 from mlindex.bloch.jacobian import parameters_from_u, u_from_parameters
 from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, uniqueness, weighted_r, with_origin
 from mlindex.bloch.noise import largest_r, quantum, r_of_noise
@@ -44,18 +46,24 @@ _KEPT, _ALIKE = 2.0, 0.3  # cost against the best of what is reported; share of 
 _REPORTED = 5
 _NOISE = 1.2  # R factor against that of the counting noise where nothing is left to explain
 _EQUIVALENT = 3.0  # R factor between equivalent intensities, against the largest R of a solution
+_CRYSTALS = 0.4  # how often a start is a crystal of a few atoms
 _FREED = 3.0  # F ratio beyond which ties are given up
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """A pattern, the order of its tilts, its quantum, and whether intensities have Poisson weights or all the same."""
+    """A pattern, the order of its tilts, its quantum, and whether intensities have Poisson weights or all the same.
+
+    `limits` of the thickness, and the `width` of what a fit at one thickness covers (A).
+    """
 
     observed: NDArray[np.float64]
     geometry: Geometry
     order: NDArray[np.int64]
     quantum: float
     poisson: bool
+    limits: tuple[float, float]
+    width: float
 
     def weighted(self, x: Any, arm: Arm) -> tuple[refine.Data, bool]:
         """All of it with weights for residuals near a fit, and whether these are of sqrt(I)."""
@@ -74,14 +82,36 @@ def _modelled(x: Any, arm: Arm, problem: _Problem) -> NDArray[np.float64]:
     return scale * intensities(u, problem.geometry, depth * refine.PHASE * problem.geometry.k0 / np.pi) + background
 
 
-def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) -> refine.State | None:
-    """One start through its stages; None where it was not among the better part."""
+def _begun(
+    arm: Arm, problem: _Problem, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], float, float, int | None]:
+    """Structure factors, damping and thickness of a start, and the place that this was taken from."""
     geometry = problem.geometry
     y, damping, beside = arm.start(rng)
-    which = arm.places.next(rng)
-    depth = float(arm.places.depth[which]) + width * rng.uniform(-1, 1)
     if beside and arm.best is not None:
-        depth = refine.thickness_of(arm.best, geometry.k0)
+        return y, damping, refine.thickness_of(arm.best, geometry.k0), None
+    if arm.given is None and rng.random() < _CRYSTALS:
+        crystal = likely(
+            problem.observed,
+            geometry,
+            arm.tie,
+            sizes=arm.sizes,
+            order=problem.order,
+            limits=problem.limits,
+            step=problem.width,
+            rng=rng,
+        )
+        if crystal is not None:
+            y = parameters_from_u(crystal[0], arm.tie) * arm.free[: -refine.EXTRA]
+            return y, 1e-2, crystal[1], None
+    which = arm.places.next(rng)
+    return y, damping, float(arm.places.depth[which]) + problem.width * rng.uniform(-1, 1), which
+
+
+def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator) -> refine.State | None:
+    """One start through its stages; None where it was not among the better part."""
+    geometry = problem.geometry
+    y, damping, depth, which = _begun(arm, problem, rng)
     arm.turns += 1
     x = refine.parameters(y, depth, geometry.k0)
     state = None
@@ -92,7 +122,7 @@ def _grown(arm: Arm, problem: _Problem, rng: np.random.Generator, width: float) 
         state = refine.fitted(x, damping, data, arm.how, arm.free, steps)
         cost = float(state.cost) / len(tilts)
         passes = arm.passes(stage, cost)
-        if stage == 0 and not beside:
+        if stage == 0 and which is not None:
             arm.places.learn(which, cost / float(np.median(arm.scores[0])))
         if not passes:
             return None
@@ -156,7 +186,7 @@ def invert(
     enough, near = max(_SOLVED, _NOISE * noise), _NEAR + 2 * noise
     with jax.enable_x64(True):
         order = simplest_first(observed, geometry)
-        problem = _Problem(observed, geometry, order, one, poisson)
+        problem = _Problem(observed, geometry, order, one, poisson, thickness, width)
         ties = hypotheses(observed, geometry, _EQUIVALENT * largest_r(noise))
         if real:
             ties = [tie for tie in ties if not tie.imaginary.any()] or [twofold(geometry)]
@@ -168,7 +198,7 @@ def invert(
         for _ in range(_STARTS):
             arm = min(arms, key=lambda a: a.spent / a.share)
             clock = time.monotonic()
-            state = _grown(arm, problem, rng, width)
+            state = _grown(arm, problem, rng)
             if state is not None:
                 if arm.best is None or float(state.r_factor) < float(arm.best.r_factor):
                     arm.best = state

@@ -104,7 +104,7 @@ def hypotheses(intensity: Float[np.ndarray, "m n"], geometry: Geometry, limit: f
 
 def centred(u: Complex[np.ndarray, " d"], tie: Tie, geometry: Geometry) -> Complex[np.ndarray, " d"]:
     """`u` with the origin, of those at halves and thirds of the cell, where it obeys a symmetry best, and made to."""
-    _, inverse = _bases(geometry)
+    _, inverse = bases(geometry)
     index = geometry.index
     g = np.zeros((len(geometry.dhkl), 2))
     g[index] = (geometry.g[:, None] - geometry.g[None])[..., :2]
@@ -122,7 +122,7 @@ def _key(tie: Tie) -> NDArray[np.int64]:
     return np.stack([tie.orbit, tie.real, tie.imaginary])
 
 
-def _bases(geometry: Geometry) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
+def bases(geometry: Geometry) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2 2"]]:
     """A primitive basis of the net of differences (1/A) and its dual (A), in columns."""
     g = (geometry.g[:, None] - geometry.g[None])[..., :2].reshape(-1, 2)
     g = g[np.linalg.norm(g, axis=1) > _ZERO]
@@ -138,7 +138,7 @@ def _bases(geometry: Geometry) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarr
 
 def _unit(geometry: Geometry) -> float:
     """A length (1/A) below which two vectors of the net are one."""
-    return float(_METRIC * np.linalg.norm(_bases(geometry)[0], axis=0).min())
+    return float(_METRIC * np.linalg.norm(bases(geometry)[0], axis=0).min())
 
 
 def _places(points: Float[np.ndarray, "k 2"], others: Float[np.ndarray, "l 2"], unit: float) -> Int[np.ndarray, " l"]:
@@ -149,7 +149,7 @@ def _places(points: Float[np.ndarray, "k 2"], others: Float[np.ndarray, "l 2"], 
 
 def _net_operations(geometry: Geometry) -> list[Float[np.ndarray, "2 2"]]:
     """The rotations and mirrors of the net of the differences, which may be more than those of the beams."""
-    basis, _ = _bases(geometry)
+    basis, _ = bases(geometry)
     # A mirror of a net halves the angle between two of its vectors of one length, which are among these
     vectors = np.array([basis @ np.array(c) for c in product((-1, 0, 1), repeat=2) if any(c)])
     lines = np.arctan2(vectors[:, 1], vectors[:, 0])
@@ -197,7 +197,7 @@ def _subgroups(operations: list[NDArray]) -> list[frozenset[int]]:
 
 def _translations(group: list[NDArray], geometry: Geometry) -> list[list[Float[np.ndarray, " 2"]]]:
     """The translations (A) that can go with the operations of a group whose rotations are about the origin."""
-    basis, dual = _bases(geometry)
+    basis, dual = bases(geometry)
 
     def lattice(vector: NDArray) -> bool:
         part = basis.T @ vector
