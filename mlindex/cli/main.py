@@ -28,6 +28,7 @@ from mlindex.cli.laue_options import (
 )
 from mlindex.cli.peaks import make_peaks
 from mlindex.cli.scan_options import SampleScan, SampleStep, ScanOption, StepOption, map_scan
+from mlindex.cli.train import train_powder
 
 app = typer.Typer(
     name="mlindex",
@@ -281,6 +282,7 @@ def train_laue(
     raise typer.Exit(laue.train_laue(*chosen, seed, minutes, output))
 
 
+train.command("powder")(train_powder)
 app.command("peaks")(make_peaks)
 calibrate.command("laue")(calibrate_laue)
 invert.command("larbed")(invert_larbed)

@@ -37,16 +37,18 @@ def put_arrays(model: nnx.Module, arrays: Mapping[str, NDArray]) -> None:
 
 
 def save(path: str | Path, arrays: Mapping[str, NDArray], card: Mapping[str, Any]) -> None:
-    """Write arrays and a card (anything JSON can hold) to `path`, in one move; the folder is made.
-
-    Others may read the file as far as the umask lets them.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write arrays and a card (anything JSON can hold) to `path`, as `write` does."""
     content = to_bytes(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         metadata={"card": json.dumps(dict(card), sort_keys=True)},
     )
+    write(path, content)
+
+
+def write(path: str | Path, content: bytes) -> None:
+    """Write a file in one move; the folder is made. Others may read it as far as the umask lets them."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")  # `tempfile` would keep it from all others
     try:
         with draft.open("xb") as file:

@@ -50,9 +50,9 @@ class Settings:
 
 
 def moved(
-    key: PRNGKeyArray, x: Float[Array, "b p"], embed: Float[Array, "6 p"], project: Float[Array, "p 6"], noise: float
+    key: PRNGKeyArray, x: Float[Array, "b p"], embed: Float[Array, "6 p"], project: Float[Array, "p 6"], noise: Any
 ) -> Float[Array, "b p"]:
-    """Free parameters off by the relative `noise`, normal, as `assign_network.reach` says for each element."""
+    """Free parameters off by a relative `noise`, normal, as `assign_network.reach` says for each element."""
     size = jnp.abs(assign_network.reach(x @ embed.T) @ project.T)
     return x + noise * size * jax.random.normal(key, x.shape)
 
@@ -158,7 +158,10 @@ def accuracy(
         return jax.vmap(level)(network, jax.random.split(key, len(LEVELS)), jnp.array(LEVELS))
 
     right, mean = measured(network, jax.random.key(10_000))
-    return {"right": np.asarray(right).round(4).tolist(), "log_probability": np.asarray(mean).round(3).tolist()}
+    return {
+        "right": np.asarray(right, float).round(4).tolist(),
+        "log_probability": np.asarray(mean, float).round(3).tolist(),
+    }
 
 
 def train(
@@ -168,27 +171,33 @@ def train(
     lattices: Sequence[str] = ORDER,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """Weights of all `lattices` (float16, for `mlindex.learn.checkpoint.save`) and their card."""
+    """Weights of those of `lattices` that have training entries (float16, for `mlindex.learn.checkpoint.save`), and
+    their card; figures where there are validation entries. Raises `FloatingPointError` for a rate too high."""
     settings = settings or Settings()
     arrays: dict[str, NDArray] = {}
     figures: dict[str, Any] = {}
     started = time.process_time()
+    sets = set(zip(entries.bravais.tolist(), entries.set.tolist(), strict=True))
     for bravais in lattices:
+        if (bravais, "train") not in sets:
+            continue
         begun = time.process_time()
         network = train_lattice(entries, bravais, settings)
         arrays |= assign_network.to_arrays(network, bravais)
         stored = assign_network.from_arrays(arrays, bravais)
-        figures[bravais] = accuracy(stored, entries, bravais) | {"seconds": round(time.process_time() - begun, 1)}
+        figures[bravais] = accuracy(stored, entries, bravais) if (bravais, "validation") in sets else {}
+        figures[bravais]["cpu_seconds"] = round(time.process_time() - begun, 1)
         if progress is not None:
-            progress(f"{bravais}: right {figures[bravais]['right']}, {figures[bravais]['seconds']} s")
+            right = figures[bravais].get("right", "not measured, there is no crystal for it")
+            progress(f"{bravais}: right {right}, {figures[bravais]['cpu_seconds']} s")
     card = {
-        "command": "mlindex train powder",
+        "command": "mlindex train powder DATA --only assign",
         "settings": asdict(settings),
         "levels": LEVELS,
         "set": "train",
         "data_sha256": entries.sha256(),
         "weights_sha256": hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest(),
-        "seconds": round(time.process_time() - started, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
         "validation": figures,
     }
     return arrays, card

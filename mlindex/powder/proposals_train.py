@@ -23,6 +23,7 @@ from mlindex.powder import proposals
 from mlindex.powder.dataset.augment import CLEAN, DIRTY, SERIAL, Errors, Table, sample, table
 from mlindex.powder.dataset.entries import Entries
 from mlindex.powder.dataset.observable import WAVELENGTH
+from mlindex.records import InputError
 
 # Shares of the lists, and their errors: a good diffractometer, a pattern with dirt, serial powders
 MIXTURE: tuple[tuple[float, Errors], ...] = ((0.5, CLEAN), (0.3, DIRTY), (0.2, SERIAL))
@@ -82,7 +83,7 @@ class Maker:
             inputs, outputs = _pairs(made.x, made.q2, made.weight, self.lattices[group])
             enough = (np.asarray(made.weight).sum(1) >= _SHORTEST) & np.isfinite(outputs).all(1)
             if not enough.any():
-                raise ValueError(f"no list of {self.lattices[group]} has {_SHORTEST} lines")
+                raise InputError(f"no list of {self.lattices[group]} has {_SHORTEST} lines; give other crystals of it")
             # lists that lost nearly all their lines give their place to others
             rows = np.flatnonzero(enough)[np.arange(count) % enough.sum()]
             rows = np.where(enough, np.arange(count), rows)
@@ -134,7 +135,7 @@ def train(
     """The arrays of the model and its card, as `proposals.model_from_arrays` takes them.
 
     `set` names the entries that are learnt from, `minutes` is the time that the networks and their lists may take, the
-    forests not counted. Raises `ValueError` for a group all of whose lists are too short.
+    forests not counted. Raises `InputError` for a group all of whose lists are too short.
     """
     say = progress or (lambda text: None)
     started = time.process_time()

@@ -13,7 +13,7 @@ import pytest
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
 from mlindex.crystal.metric import transform_metric
 from mlindex.crystal.reduction import lattice_distance, primitive_metric
-from mlindex.powder import templates
+from mlindex.powder import templates, templates_train
 from tests.powder.patterns import CELLS, positions, reflections
 
 STORED = [name for name, lattice in BRAVAIS.items() if lattice.n_free > 2]
@@ -57,7 +57,7 @@ def test_stored_templates_are_reflections_of_the_lattice(name):
 def test_archive_says_how_it_was_made():
     stored = archive()
     card = json.loads(str(stored["card"]))
-    assert card["command"].startswith("python -m ") and len(card["data_sha256"]) == 64
+    assert card["command"].startswith("mlindex train powder") and len(card["data_sha256"]) == 64
     assert set(stored) - {"card"} == set(STORED)
 
 
@@ -88,7 +88,7 @@ def pattern(cell, count=8):
 
 def test_build_takes_what_most_patterns_share_first():
     often, rare = pattern((5, 7, 11, 90, 90, 90)), np.array([[3, 1, 0], [0, 3, 2], [1, 0, 4]])
-    taken = templates.build([often, often, often, rare], "oP", 40, first=6)
+    taken = templates_train.build([often, often, often, rare], "oP", 40, first=6)
     occurs = [set(map(tuple, often[:6].tolist())), set(map(tuple, rare.tolist()))]
     assert {tuple(map(int, h)) for h in taken[0]} <= occurs[0]
     assert all({tuple(map(int, h)) for h in template} <= occurs[0] | occurs[1] for template in taken)
@@ -97,13 +97,13 @@ def test_build_takes_what_most_patterns_share_first():
 
 def test_build_gives_prefixes_and_leaves_out_what_cannot_be_solved():
     patterns = [pattern(cell) for cell in ((5, 7, 11, 90, 90, 90), (6, 6.5, 9, 90, 90, 90), (4, 9, 13, 90, 90, 90))]
-    many = templates.build(patterns, "oP", 50, first=7)
-    few = templates.build(patterns, "oP", 8, first=7)
+    many = templates_train.build(patterns, "oP", 50, first=7)
+    few = templates_train.build(patterns, "oP", 8, first=7)
     assert (few == many[:8]).all() and len(many) > 8
     assert (np.abs(np.linalg.det(many.astype(float) ** 2)) > 0.5).all()
     # 100, 200 and 010 say nothing of the third axis
     plane = np.array([[1, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1]])
-    assert {tuple(sorted(map(tuple, t))) for t in templates.build([plane], "oP", 10, first=4).tolist()} == {
+    assert {tuple(sorted(map(tuple, t))) for t in templates_train.build([plane], "oP", 10, first=4).tolist()} == {
         ((0, 0, 1), (0, 1, 0), (1, 0, 0)),
         ((0, 0, 1), (0, 1, 0), (2, 0, 0)),
     }
@@ -112,7 +112,9 @@ def test_build_gives_prefixes_and_leaves_out_what_cannot_be_solved():
 def test_build_counts_equivalent_descriptions_once():
     one = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
     renamed = one[:, [2, 0, 1]]
-    assert len(templates.build([one, renamed], "oP", 50, first=4)) == len(templates.build([one], "oP", 50, first=4))
+    assert len(templates_train.build([one, renamed], "oP", 50, first=4)) == len(
+        templates_train.build([one], "oP", 50, first=4)
+    )
     sheared = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]])
     moved = sheared @ np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]])
-    assert len(templates.build([sheared, moved], "mP", 50, first=4)) == 1
+    assert len(templates_train.build([sheared, moved], "mP", 50, first=4)) == 1

@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlindex.crystal.spacegroup import space_group
 from mlindex.powder.dataset.entries import Entries
 from mlindex.powder.dataset.filters import Candidate, entries_of
-from mlindex.powder.dataset.split import split
+from mlindex.powder.dataset.split import FEWEST, split
 from mlindex.powder.dataset.standard import TO_HEXAGONAL
 from mlindex.records import InputError
 
@@ -84,3 +85,19 @@ def from_parquet(folder: str | Path) -> Entries:
             )
         )
     return entries_of(candidates, rejected)
+
+
+def listed(folder: str | Path, set: str) -> dict[str, list[NDArray[np.int64]]]:
+    """The reflections (k, 3) of the lines of each crystal in a set, by Bravais lattice, as the tables have them.
+
+    In the axes of the cell, duplicates and all; lists of fewer than ten lines, and crystals whose metric has a higher
+    symmetry than their structure, are left out. Raises `InputError` as `from_parquet` does.
+    """
+    table = _tables(Path(folder))
+    family = table["family"].astype(str).to_numpy(dtype=str)
+    which = split(table["bravais"].to_numpy(dtype=str), family, table["n"].to_numpy())
+    good = (which == set) & (table["n"] >= FEWEST).to_numpy() & (table["bravais"] == table["metric_bravais"]).to_numpy()
+    found: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+    for row in table[good].itertuples():
+        found[row.bravais].append(np.asarray(row.hkl, np.int64).reshape(-1, 3))
+    return dict(found)
