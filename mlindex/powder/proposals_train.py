@@ -165,6 +165,14 @@ def train(
         say(f"cycle {cycle}: lists made, {time.process_time() - started:.0f} s")
         return variance.Pool(*made, weight)
 
+    tenths = 0
+
+    def told(share: float, loss: float) -> None:
+        nonlocal tenths
+        if int(10 * share) > tenths:
+            tenths = int(10 * share)
+            say(f"{share:.0%} done, loss {loss:.3f}, {time.process_time() - started:.0f} s")
+
     first = variance.initialised(jax.random.fold_in(key, 0), len(maker.lattices), proposals.INPUTS, proposals.OUTPUTS)
     done = variance.train(
         first,
@@ -173,7 +181,7 @@ def train(
         steps=steps,
         minutes=minutes,
         seed=seed,
-        progress=lambda share, loss: say(f"{share:.3f} loss {loss:.3f}, {time.process_time() - started:.0f} s"),
+        progress=told,
     )
     share = np.zeros(len(maker.lattices))
     for bravais in {*maker.lattices}:
