@@ -34,12 +34,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Answer:
-    """The ranked cells of one list, wall and processor seconds, and what went wrong or was left out."""
+    """The ranked cells of one list, wall and processor seconds, what went wrong or was left out, and the probability of
+    the first cell where the engine gives one."""
 
     cells: list[Cell]
     seconds: float
     cpu: float | None = None
     note: str = ""
+    probability: float | None = None
 
 
 class Engine(Protocol):
@@ -121,7 +123,8 @@ class MlindexEngine:
             Cell(tuple(float(x) for x in cell), centring_of(str(kind), cell), str(kind))
             for cell, kind in zip(table["cell"], table["bravais"], strict=True)
         ]
-        return Answer(cells, seconds, spent, result.reason)
+        probability = float(table["probability"][0]) if cells else None
+        return Answer(cells, seconds, spent, result.reason, probability)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 from benchmarks.quality.dataset import LATTICES, SETS, VARIANTS, Entry, calculated, real
 from benchmarks.quality.engines import HERE, Answer, Engine, MlindexEngine, Peer
 from benchmarks.quality.truth import ANGLE_TOLERANCE, LENGTH_TOLERANCE, niggli, same_lattice
+from mlindex.powder.posterior_train import calibration_error
 
 GROUPS = ("clean", "dirty", "hard")
 
@@ -127,6 +128,7 @@ def row_of(title: str, entry: Entry, answer: Answer) -> dict[str, Any]:
         "found": len(answer.cells),
         "seconds": round(answer.seconds, 3),
         "cpu": None if answer.cpu is None else round(answer.cpu, 3),
+        "probability": None if answer.probability is None else round(answer.probability, 4),
         "note": answer.note,
     }
 
@@ -169,6 +171,7 @@ def counts(rows: list[dict]) -> dict[str, Any]:
     ranks = [row["rank"] for row in rows]
     seconds = [row["seconds"] for row in rows]
     spent = [row["cpu"] for row in rows if row["cpu"] is not None]
+    stated = [(row["probability"], row["rank"] == 1) for row in rows if row["probability"] is not None]
     return {
         "lists": len(rows),
         "first": sum(rank == 1 for rank in ranks),
@@ -177,6 +180,8 @@ def counts(rows: list[dict]) -> dict[str, Any]:
         "median_s": round(float(np.median(seconds)), 2),
         "p90_s": round(float(np.quantile(seconds, 0.9)), 2),
         "median_cpu_s": round(float(np.median(spent)), 2) if spent else None,
+        "mean_cpu_s": round(float(np.mean(spent)), 2) if spent else None,
+        "calibration_error": round(calibration_error(*map(np.array, zip(*stated, strict=True))), 4) if stated else None,
     }
 
 

@@ -31,7 +31,7 @@ TEMPERATURE = 2.5  # by which log evidences are divided before they are called p
 IMPURITIES = 0.5  # expected number of background lines
 SEEN = (2.0, 1.5)  # Beta prior of pi
 PARAMETER = 8.0  # nats: what a free parameter costs at least that 20 lines fix to 1e-4 of itself
-SUPERSTRUCTURE = 0.005  # prior probability that a cell is a superstructure, whose own lines are weak
+SUPERSTRUCTURE = 0.02  # prior probability that a cell is a superstructure, whose own lines are weak
 SEEN_WEAK = (1.0, 3.0)  # Beta prior of pi for the lines that a superstructure adds
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
 # Descriptions of one lattice by different axes: the prior of a metric is their sum
@@ -210,14 +210,14 @@ def _log_prior(fit: Fit) -> float:
     return float(value + np.log(_DESCRIPTIONS.get(system, 1)))
 
 
-def _log_background(lines: Lines) -> float:
-    """Log density, per degree of 2theta, of lines that no reflection explains."""
-    return float(np.log(IMPURITIES * lines.w[-1] / lines.q[-1]))
+def _log_background(lines: Lines) -> Float[np.ndarray, " n"]:
+    """Log density, per degree of 2theta at each line, of lines that no reflection explains: uniform in q."""
+    return np.log(IMPURITIES * lines.w / lines.q[-1])
 
 
 def chance_evidence(lines: Lines) -> float:
     """Log evidence of a uniform background that explains nothing, on the scale of `evidence`."""
-    return len(lines) * _log_background(lines) - IMPURITIES
+    return float(_log_background(lines).sum()) - IMPURITIES
 
 
 def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = None) -> Float[np.ndarray, " e"]:
@@ -284,7 +284,7 @@ def most_to_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"], paramet
     alpha, beta = SEEN
     hits, misses, n = int(seen.sum()), int((present & ~seen).sum()), len(lines)
     absences = betaln(alpha + n, beta) - betaln(alpha + hits, beta + misses)
-    best = -np.log(ERROR_MEDIAN * np.sqrt(2 * np.pi)) - _log_background(lines)
+    best = -np.log(ERROR_MEDIAN * np.sqrt(2 * np.pi)) - float(_log_background(lines).mean())
     worse = max(float(np.log(fit.error / ERROR_MEDIAN)), 0.0)
     return float(absences + (n - hits) * best + hits * worse - PARAMETER * parameters)
 

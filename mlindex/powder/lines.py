@@ -1,8 +1,9 @@
 """Observed line positions with the error model that the search and the judgement share.
 
 Errors are those of an angle: a line at q (= 1/d) is uncertain by sigma_q = s w, with s in degrees 2theta and
-w = cos(theta)/lambda * pi/180 the change of q per degree. Without a wavelength w is that of a low-angle line of
-Cu K alpha, so s reads as degrees on a laboratory diffractometer.
+w = cos(theta)/lambda * pi/180 the change of q per degree. A list without a wavelength is taken for one of a serial
+powder, whose q2 is uncertain by 0.0001 + 0.0006 q2 (the write-up of ML-Index): w has that dependence on q, scaled so
+that s still reads as degrees on a laboratory diffractometer (Cu K alpha) in the middle of a pattern.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-_CU_KALPHA1 = 1.5405929  # angstrom
+_SERIAL = (1e-4, 6e-4)  # standard deviation of q2 of a serial powder: constant (1/angstrom^2) and slope
+_SERIAL_DEGREES = 0.025  # the same for Cu K alpha 1 at d = 4 angstrom, degrees 2theta
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def lines_from_q2(q2: Float[np.ndarray, " n"], wavelength: float | None) -> Line
     q2 = np.sort(np.asarray(q2, np.float64))
     q = np.sqrt(q2)
     if wavelength is None:
-        cos, length = np.ones_like(q), _CU_KALPHA1
+        w = (_SERIAL[0] + _SERIAL[1] * q2) / (2 * q) / _SERIAL_DEGREES
     else:
-        cos, length = np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)), wavelength
-    return Lines(q2, q, cos / length * np.pi / 180, wavelength)
+        w = np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)) / wavelength * np.pi / 180
+    return Lines(q2, q, w, wavelength)

@@ -1,7 +1,10 @@
 """The search for one pattern: propose, screen and refine in every lattice, judge across lattices, look at relatives.
 
-Passes go from the likely case to the unlikely one and stop when a solution convinces: first the lines as they are with
-a narrow tolerance, then with wider tolerances and a grid of zero shifts, more lines and more templates.
+Passes go from the likely case to the unlikely one and stop when the posterior leaves little room for "none of these":
+first the lines as they are with a narrow tolerance, then what needs more candidates (long axes, low symmetry, zero
+shifts), then wide tolerances. Candidates come from templates: of as many that are refined, those meet the true lattice
+of 95 to 97 lists of a hundred, draws from the networks 32, single trees of the forests 6 (`benchmarks/quality/
+powder_proposals.py`); so the learned ones are left to the last pass of a thorough search.
 """
 
 from __future__ import annotations
@@ -19,11 +22,8 @@ from mlindex.powder import assign, judge, posterior, propose, survey, zones
 from mlindex.powder.lines import Lines
 from mlindex.powder.ranking import ORDER, Judged, judged, merged, with_superstructures
 from mlindex.powder.relatives import relatives
-from mlindex.powder.sweep import SEARCHED, Pass, refined, screened
+from mlindex.powder.sweep import JUDGED, SEARCHED, Pass, refined, screened
 
-JUDGED = 40  # lines that the ranking uses
-
-_DOUBT = 0.1  # probability of "none of these" below which no further pass is made
 _SURVEYED = 8  # cells that a survey of several lattices leaves to be judged
 _BEYOND = 20.0  # nats of a survey's score below the best at which the evidence never decides otherwise
 _PROMISING = 2.0  # nats a line of a survey's score at which cells are judged before other lattices are surveyed
@@ -39,20 +39,19 @@ EFFORTS: dict[str, tuple[Pass, ...]] = {
     "quick": (_QUICK,),
     "normal": (
         _QUICK,
-        Pass(0.05, _FEW, 500, screened=4096, free=(4, 6)),
-        Pass(0.05, _FEW, 300, screened=1024, zeros=_SHIFTS, free=(1, 2, 3, 4), surveyed=True),
-        Pass(0.06, _FEW, 500, free=(1, 2, 3)),
-        Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True),
-        Pass(0.05, _MORE, 1500, screened=8192, zeros=_SHIFTS, free=(6,)),
-        Pass(0.08, _FEW, 500, screened=1024),
+        Pass(0.035, _FEW, 300, screened=1024, searched=32, dominant=True, free=(4, 6), doubt=0.001),
+        Pass(0.05, _FEW, 500, screened=4096, free=(4, 6), doubt=0.05),
+        Pass(0.05, _FEW, 300, screened=2048, zeros=_SHIFTS, surveyed=True, doubt=0.25),
+        Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True, free=(2, 3), doubt=0.5),
+        Pass(0.08, _FEW, 500, screened=1024, free=(1, 2, 3), doubt=0.5),
+        Pass(0.06, _MORE, 1500, screened=8192, finished=512, free=(4, 6), doubt=0.5),
     ),
     "thorough": (
         _QUICK,
-        Pass(0.035, _MORE, 1500, screened=4096, finished=512),
-        Pass(0.06, _MORE, 1500, screened=8192, finished=512),
-        Pass(0.06, _MORE, 1500, screened=4096, searched=assign.MOST_LINES, dominant=True),
-        Pass(0.05, _MANY, 2000, screened=16384, finished=512, zeros=(-0.1, *_SHIFTS, 0.1), surveyed=True),
-        Pass(0.08, _MORE, 1500, screened=8192, random=1536),
+        Pass(0.06, _FEW, 500, screened=4096, searched=assign.MOST_LINES, dominant=True, doubt=0.001),
+        Pass(0.05, _MORE, 1500, screened=8192, finished=1024, doubt=0.001),
+        Pass(0.05, _MANY, 2000, screened=16384, finished=1024, zeros=(-0.1, *_SHIFTS, 0.1), surveyed=True),
+        Pass(0.08, _MORE, 1500, screened=8192, finished=1024, learned=(1024, 80)),
     ),
 }
 
@@ -140,10 +139,11 @@ def search(
     wanted = [b for b in ORDER if not lattices or b in lattices]
     found: list[Judged] = []
     for sweep in EFFORTS[effort]:
-        if found and by_posterior(found, ranked)[1] < _DOUBT:
+        if found and by_posterior(found, ranked)[1] < sweep.doubt:
             break
         for zero in (z for z in sweep.zeros if fit_zero or z == 0.0):
-            shifted = lines.shifted(zero).first(sweep.searched)
+            every = ranked.shifted(zero)
+            shifted = every.first(sweep.searched)
             if sweep.dominant:
                 choices = zones.selections(shifted, max(sweep.combined.values()), sweep.tolerance)
             else:
@@ -156,7 +156,7 @@ def search(
                 left = [] if settled(found, ranked, left) else left
             for choice, bravais in itertools.product(choices, left):
                 candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
-                cells = refined(shifted, bravais, candidates, sweep, seed, fit_zero=fit_zero)
+                cells = refined(every, bravais, candidates, sweep, seed, fit_zero=fit_zero)
                 if max_volume is not None:  # the volume moves in refinement
                     cells = cells[volume_from_reciprocal_metric(cells) <= max_volume]
                 found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)

@@ -19,6 +19,7 @@ _ORDERS = np.arange(1, 13)
 _BASES = 7  # first lines from which a zone is built
 _MOST_INDEX = 9
 _DOMINANT = 0.55  # of the first lines in one zone
+_ORDERS_SEEN = 3  # multiples among the lines to combine, from which on a row dominates
 
 
 def row_members(lines: Lines, tolerance: float) -> Bool[np.ndarray, " n"]:
@@ -75,7 +76,7 @@ def selections(lines: Lines, count: int, tolerance: float) -> list[Int[np.ndarra
     """Choices of at most `count` lines to combine in place of the first ones; none where nothing dominates."""
     chosen = []
     known = row_members(lines, tolerance)
-    if known[:count].sum() >= 2:
+    if known[:count].sum() >= _ORDERS_SEEN:
         chosen.append(np.flatnonzero(~known)[:count])
     base, explained = dominant_zone(lines, tolerance)
     if len(base):
