@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 CellLike = Sequence[Any] | Num[Any, "... 6"]  # (a, b, c, alpha, beta, gamma), one or a batch
 
 
-_PLACE = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # of each matrix element among the six numbers
+# int32: indices of int64 mean another thing to JAX with 64 bits than without, and its cache does not tell them apart
+_PLACE = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]], np.int32)  # of each matrix element among the six numbers
 _SHARE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])
 
 
