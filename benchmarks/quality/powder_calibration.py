@@ -1,9 +1,7 @@
-r"""Whether the probabilities that powder indexing reports are right, and what the posterior does to the ranking.
+"""Whether the probabilities that powder indexing reports are right, and what the posterior does to the ranking.
 
     python benchmarks/quality/powder_calibration.py --per-lattice 20 --json out.json --plot out.png
     python benchmarks/quality/powder_calibration.py --outcomes validation.npz --json out.json
-    python benchmarks/quality/powder_calibration.py --set train --variant clean,dirty,serial,zero,missing,impurity \
-        --per-lattice 10 --outcomes train.npz --fit powder_posterior.safetensors
 
 Every list is searched once; `evidence` rates what was judged by the tempered evidence alone, `posterior` by the trained
 model (`mlindex.powder.posterior`). The probability is that of the first lattice; it is right where that is
@@ -11,8 +9,7 @@ the true one (`truth.py`). The calibration error is the mean over the lists of |
 equal width; the reliability diagram is printed as a table. A list is lost to ranking where the true lattice is among
 the candidates but not first, and never found where it is not among them. Besides the calculated lists of the chosen
 variants there are lists of random lines, to which "not solved" is the answer; they enter no other figure.
-`--outcomes` keeps what the searches gave, or uses what is there. `--fit` writes a model fitted to everything
-(`mlindex.powder.posterior_train`), which is then the one that is measured: do that on the training set alone.
+`--outcomes` keeps what the searches gave, or uses what is there.
 """
 
 from __future__ import annotations
@@ -38,7 +35,6 @@ from benchmarks.quality.powder_lists import surroundings
 from benchmarks.quality.truth import centring_of, niggli, same_lattice
 from mlindex.crystal.lattice import BRAVAIS
 from mlindex.crystal.metric import cell_from_reciprocal_metric, reciprocal_metric_from_cell
-from mlindex.learn import checkpoint
 from mlindex.powder import judge
 from mlindex.powder.lines import lines_from_q2
 from mlindex.powder.posterior import WEIGHTS, weights
@@ -52,10 +48,9 @@ from mlindex.powder.posterior_train import (
     load,
     outcome,
     probabilities,
-    train,
 )
 from mlindex.powder.ranking import Judged
-from mlindex.powder.search import search
+from mlindex.powder.search import states
 
 BINS = 10
 RANDOM = "random"
@@ -73,7 +68,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.0, help="wall seconds after which no list is begun; 0: none")
     parser.add_argument("--outcomes", type=Path, help="what the searches gave: used if it is there, else written")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the posterior")
-    parser.add_argument("--fit", type=Path, help="write weights fitted to the outcomes of the training set")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="write the reliability diagram (matplotlib)")
     options = parser.parse_args(arguments)
@@ -81,8 +75,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give the data folder with --data or in MLINDEX_DATA, or outcomes that were kept")
     if unknown := set(options.variant.split(",")) - set(VARIANTS):
         parser.error(f"--variant: {', '.join(sorted(unknown))} is none of {', '.join(VARIANTS)}")
-    if options.fit and options.set != "train":
-        parser.error("--fit is for --set train: no weights may see the other sets")
     return options
 
 
@@ -152,13 +144,13 @@ def searched(options: argparse.Namespace) -> Outcomes:
             print(f"the time allowed {number} lists; the others are not counted", file=sys.stderr)
             break
         began = time.process_time()
-        ranked = search(one.lines, effort=options.effort, seed=number)
+        *_, (turn, ranked) = enumerate(states(one.lines, effort=options.effort, seed=number))
         right = [is_true(j, truth) for j in ranked]
         rank = right.index(True) + 1 if any(right) else "-"
         seconds = time.process_time() - began
         print(f"{one.variant} {one.uid} {one.bravais} rank {rank} {seconds:.1f} s", file=sys.stderr, flush=True)
         if ranked:
-            parts.append(outcome(one, ranked, right))
+            parts.append(outcome(one, ranked, right, turn=turn))
     return joined(parts)
 
 
@@ -284,11 +276,7 @@ def main() -> None:
         outcomes = searched(options)
         if options.outcomes:
             outcomes.save(options.outcomes)
-    if options.fit:
-        model, card = train(outcomes)
-        script = Path(__file__).resolve().relative_to(Path(__file__).resolve().parents[2])
-        checkpoint.save(options.fit, model, card | {"command": f"python {script} {' '.join(sys.argv[1:])}"})
-    report = report_of(outcomes, weights(options.fit or options.weights))
+    report = report_of(outcomes, weights(options.weights))
     show(report)
     if options.plot:
         plot(report, options.plot)

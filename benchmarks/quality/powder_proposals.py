@@ -106,7 +106,7 @@ def yields(
 ) -> dict[str, Any]:
     """For each source the number of candidates until the truth is met (None: never), of how many, and CPU seconds."""
     most = max(counts)
-    of = sweep.Pass(0.035, search._FEW, 500, screened=most)
+    of = sweep.Pass(0.035, search.FEW, 500, screened=most)
     lines = lines_from_q2(entry.q2, entry.wavelength).first(sweep.SEARCHED)
     truth, out = truth_of(entry), {}
     for source in sources:
@@ -143,7 +143,7 @@ def narrowing(entry: Entry, model: proposals.Model) -> dict[str, Any]:
         lines.q2,
         bravais,
         window=window,
-        n_lines=search._FEW[BRAVAIS[bravais].n_free],
+        n_lines=search.FEW[BRAVAIS[bravais].n_free],
         n_templates=500,
         tile=assign.TILE,
     )

@@ -10,7 +10,9 @@ resolution count as one predicted line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,10 +31,20 @@ ZERO_SIGMA = 0.025  # degrees 2theta: prior of the zero shift
 CLOSE = 0.03  # degrees 2theta: a line this near to a reflection is always used, however well the others fit
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
-SEEN = (2.0, 1.5)  # Beta prior of pi
+# Beta prior of pi, and shares of structures whose lines a sublattice of index 2, 3 or 4 has but for weak ones: maximum
+# likelihood on training lists (`benchmarks/quality/powder_visibility.py`)
+SEEN = {
+    "cubic": (16.0, 3.4),
+    "tetragonal": (4.4, 2.0),
+    "hexagonal": (2.4, 1.1),
+    "rhombohedral": (3.1, 1.2),
+    "orthorhombic": (4.4, 2.9),
+    "monoclinic": (5.4, 4.7),
+    "triclinic": (6.9, 5.8),
+}
+SEEN_WEAK = (1.1, 2.2)  # of pi for the lines that a superstructure adds
+SUPERSTRUCTURE = {2: 0.21, 3: 0.03, 4: 0.065}
 PARAMETER = 8.0  # nats: what a free parameter costs at least that 20 lines fix to 1e-4 of itself
-SUPERSTRUCTURE = 0.02  # prior probability that a cell is a superstructure, whose own lines are weak
-SEEN_WEAK = (1.0, 3.0)  # Beta prior of pi for the lines that a superstructure adds
 _LOG_RANGE = 3.4  # ln of the range over which a diagonal metric element is log-uniform a priori
 # Descriptions of one lattice by different axes: the prior of a metric is their sum
 _DESCRIPTIONS = {"orthorhombic": 6, "monoclinic": 4, "triclinic": 24}
@@ -220,6 +232,13 @@ def chance_evidence(lines: Lines) -> float:
     return float(_log_background(lines).sum()) - IMPURITIES
 
 
+def log_seen(counts: Int[np.ndarray, "*b 2"], prior: Sequence[float] | NDArray) -> Float[Any, "*b"]:
+    """Log probability of seeing `counts[..., 0]` of the predicted lines and missing `counts[..., 1]`, in this order;
+    pi has the Beta distribution `prior`."""
+    alpha, beta = prior
+    return betaln(alpha + counts[..., 0], beta + counts[..., 1]) - betaln(alpha, beta)
+
+
 def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = None) -> Float[np.ndarray, " e"]:
     """Log evidence of the lines under a fit, for each set of absences (`absent` (e, m) over fit.hkl; none if None).
 
@@ -245,8 +264,7 @@ def evidence(fit: Fit, lines: Lines, absent: Bool[np.ndarray, "e m"] | None = No
     hit = explained[:, None, :] & (normal > log_background)  # (e, s, n)
     hits = np.minimum(hit.sum(2), predicted[:, None])
     position = np.where(hit, normal, log_background).sum(2) - IMPURITIES
-    alpha, beta = SEEN
-    seen = betaln(alpha + hits, beta + predicted[:, None] - hits) - betaln(alpha, beta)
+    seen = log_seen(np.stack([hits, predicted[:, None] - hits], -1), SEEN[BRAVAIS[fit.bravais].system])
     # Laplace: the covariance is that for s = fit.error and scales as s^2
     free = fit.covariance.shape[0]
     _, log_det = np.linalg.slogdet(fit.covariance)
@@ -281,35 +299,43 @@ def most_to_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"], paramet
     parameters. Below zero, no lattice of so much lower symmetry need be searched.
     """
     _, present, seen = predicted(fit, lines, absent)
-    alpha, beta = SEEN
     hits, misses, n = int(seen.sum()), int((present & ~seen).sum()), len(lines)
-    absences = betaln(alpha + n, beta) - betaln(alpha + hits, beta + misses)
+    prior = SEEN[BRAVAIS[fit.bravais].system]
+    absences = float(log_seen(np.array([n, 0]), prior) - log_seen(np.array([hits, misses]), prior))
     best = -np.log(ERROR_MEDIAN * np.sqrt(2 * np.pi)) - float(_log_background(lines).mean())
     worse = max(float(np.log(fit.error / ERROR_MEDIAN)), 0.0)
     return float(absences + (n - hits) * best + hits * worse - PARAMETER * parameters)
 
 
+def basic_lines(
+    fit: Fit, visible: Bool[np.ndarray, " m"], present: Bool[np.ndarray, " c"], index: int
+) -> Bool[np.ndarray, "k c"]:
+    """Which of the predicted lines each sublattice of this index has, for the sublattices that differ in it.
+
+    Those that have all the lines, or none, are left out. `visible` and `present` from `predicted`.
+    """
+    forms = hermite_forms(index).astype(np.float64)
+    indices = fit.hkl @ BRAVAIS[fit.bravais].primitive @ np.swapaxes(np.linalg.inv(forms), 1, 2)  # (k, m, 3)
+    kept = (np.abs(indices - np.rint(indices)) < 1e-6).all(2) & visible
+    basic = np.unique([np.bincount(fit.cluster, row, len(present)) > 0 for row in kept], axis=0)  # (k, clusters)
+    return basic[(basic & present).any(1) & (~basic & present).any(1)]
+
+
 def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) -> float:
     """What the log evidence gains if the cell may be a superstructure.
 
-    The lines that a sublattice of index 2 or 3 would have, and those that the superstructure adds, are then seen with
-    probabilities of their own; one such sublattice, or none, is the case, and the sum over them replaces the one pi.
+    The lines that a sublattice of index 2, 3 or 4 would have, and those that the superstructure adds, are then seen
+    with probabilities of their own; one such sublattice, or none, is the case, and the sum over them replaces the one
+    pi.
     """
     visible, present, seen = predicted(fit, lines, absent)
-    count = len(present)
-    forms = np.concatenate([hermite_forms(2), hermite_forms(3)]).astype(np.float64)
-    indices = fit.hkl @ BRAVAIS[fit.bravais].primitive @ np.swapaxes(np.linalg.inv(forms), 1, 2)  # (k, m, 3)
-    kept = (np.abs(indices - np.rint(indices)) < 1e-6).all(2) & visible
-    basic = np.unique([np.bincount(fit.cluster, row, count) > 0 for row in kept], axis=0)  # (k, clusters)
-    (alpha, beta), (weak_alpha, weak_beta) = SEEN, SEEN_WEAK
-    hits, misses = int(seen.sum()), int((present & ~seen).sum())
-    single = betaln(alpha + hits, beta + misses) - betaln(alpha, beta)
-    hits_basic, misses_basic = (seen & basic).sum(1), (present & ~seen & basic).sum(1)
-    hits_added, misses_added = hits - hits_basic, misses - misses_basic
-    double = betaln(alpha + hits_basic, beta + misses_basic) - betaln(alpha, beta)
-    double += betaln(weak_alpha + hits_added, weak_beta + misses_added) - betaln(weak_alpha, weak_beta)
-    double = double[(hits_basic + misses_basic > 0) & (hits_added + misses_added > 0)]
-    own = np.log1p(-SUPERSTRUCTURE)
-    if not len(double):
-        return float(own)
-    return float(np.logaddexp(own, np.log(SUPERSTRUCTURE / len(forms)) + np.logaddexp.reduce(double) - single))
+    prior = SEEN[BRAVAIS[fit.bravais].system]
+    both = np.array([seen.sum(), (present & ~seen).sum()])
+    terms = [np.log1p(-sum(SUPERSTRUCTURE.values()))]
+    for index, share in SUPERSTRUCTURE.items():
+        rows = basic_lines(fit, visible, present, index)
+        if len(rows):
+            basic = np.stack([(rows & seen).sum(1), (rows & present & ~seen).sum(1)], 1)
+            double = log_seen(basic, prior) + log_seen(both - basic, SEEN_WEAK) - log_seen(both, prior)
+            terms.append(np.log(share / len(rows)) + np.logaddexp.reduce(double))
+    return float(np.logaddexp.reduce(terms))

@@ -47,6 +47,8 @@ LIST = (
     "share seen of the best",
     "log predicted a line of the best",
     "free parameters of the best",
+    "surveyed only",
+    "surveyed only, gain a line of the best",
 )
 WEIGHING = tuple(LIST.index(name) for name in ("one", "log lines", "no wavelength"))  # of the evidence
 _OTHER_VOLUME = 1.02  # ratio from which on primitive volumes differ
@@ -61,8 +63,11 @@ class Features:
     whole: Float[np.ndarray, " t"]
 
 
-def features(ranked: Sequence[Judged], lines: Lines) -> Features:
-    """The features of candidates that are fitted to the first lines of `lines`. Raises `ValueError` for none."""
+def features(ranked: Sequence[Judged], lines: Lines, *, surveyed_only: bool = False) -> Features:
+    """The features of candidates that are fitted to the first lines of `lines`. Raises `ValueError` for none.
+
+    `surveyed_only`: lattices of more than three parameters were not searched.
+    """
     if not ranked:
         raise ValueError("a posterior needs at least one candidate")
     gain = np.array([j.gain for j in ranked])
@@ -89,6 +94,8 @@ def features(ranked: Sequence[Judged], lines: Lines) -> Features:
         float(seen.sum()) / visible,
         np.log(visible / n),
         BRAVAIS[best.fit.bravais].n_free,
+        float(surveyed_only),
+        surveyed_only * surplus,
     ]
     return Features(gain - gain.max(), np.array(whole, float))
 
@@ -116,8 +123,10 @@ def posterior(of: Features, model: Mapping[str, NDArray]) -> tuple[Float[np.ndar
     return share * values / values.sum(), 1.0 - share
 
 
-def probabilities_of(ranked: Sequence[Judged], lines: Lines) -> tuple[Float[np.ndarray, " k"], float]:
+def probabilities_of(
+    ranked: Sequence[Judged], lines: Lines, *, surveyed_only: bool = False
+) -> tuple[Float[np.ndarray, " k"], float]:
     """The probability of each candidate, and of "none of these", which is certain where there are no candidates."""
     if not ranked:
         return np.empty(0), 1.0
-    return posterior(features(ranked, lines), weights())
+    return posterior(features(ranked, lines, surveyed_only=surveyed_only), weights())

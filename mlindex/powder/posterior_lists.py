@@ -2,8 +2,9 @@
 
 The crystals are as they are, neither moved nor resampled, because the posterior says how probable it is that a real
 lattice is right: near-symmetries and lines too weak to be seen must be those of nature. They are drawn by the weight of
-their families, with the errors of a good diffractometer, of a pattern with dirt and of a serial powder in turn. To a
-list of random lines the answer is "none of these".
+their families, with the errors of a good diffractometer, of a pattern with dirt, of a serial powder, and of a good
+diffractometer whose wavelength was not told in turn: without the last a list without wavelength would be believed to
+be of a serial powder, however well its lines agree. To a list of random lines the answer is "none of these".
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from mlindex.powder.lines import lines_from_q2
 from mlindex.powder.posterior_train import Labelled
 from mlindex.powder.search import JUDGED
 
-ERRORS = {"clean": CLEAN, "dirty": DIRTY, "serial": SERIAL}
+ERRORS = {"clean": CLEAN, "dirty": DIRTY, "serial": SERIAL, "bare": CLEAN}
+_WITHOUT_WAVELENGTH = ("serial", "bare")
 RANDOM = "random"
 _SPARE = 3  # lists are drawn for one that is wanted, because some are too short
 _APART = 0.07  # degrees 2theta between random lines
@@ -54,7 +56,7 @@ def of_lattice(entries: Entries, bravais: str, *, lists: int, turn: int, seed: i
     out = []
     for n in np.flatnonzero(there.sum(1) >= FEWEST)[:lists]:
         variant, row = tuple(ERRORS)[kinds[n]], rows[n]
-        lines = lines_from_q2(q2[n, there[n]], None if variant == "serial" else WAVELENGTH)
+        lines = lines_from_q2(q2[n, there[n]], None if variant in _WITHOUT_WAVELENGTH else WAVELENGTH)
         out.append(Labelled(str(entries.uid[row]), str(entries.family[row]), variant, bravais, lines, metric[n]))
     return out
 

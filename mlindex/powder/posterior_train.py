@@ -1,8 +1,10 @@
 """Training of the posterior (`posterior`): outcomes of searches whose answer is known, and the model fitted to them.
 
-A list teaches twice: whether any of its candidates is right (s), and, where one is, how the evidence divides the
-probability among them (a). Lists of relatives of the true cell that were not searched, a hundred times cheaper, made
-the calibration of searches worse (error 0.064 against 0.034) and are not used.
+What a search has found after each of its passes is one example, because the posterior ends the search as well as
+judging its answer. It teaches twice: whether any of the candidates is right (s), and, where one is, how the evidence
+divides the probability among them (a). Searches for training are more patient than others, so that there are examples
+on both sides of where a search ends. Lists of relatives of the true cell that were not searched, a hundred times
+cheaper, made the calibration of searches worse (error 0.064 against 0.034) and are not used.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from mlindex.powder.judge import TEMPERATURE
 from mlindex.powder.lines import Lines
 from mlindex.powder.posterior import LIST, WEIGHING, features
 from mlindex.powder.ranking import Judged
-from mlindex.powder.search import JUDGED, search
+from mlindex.powder.search import EFFORTS, JUDGED, states
 from mlindex.records import InputError
 
 MOST = 20  # candidates of a list that are kept
@@ -35,6 +37,7 @@ SAME = 0.01  # largest relative difference of the Voronoi vectors of a right ans
 # Nats a line over a uniform background at which a list is as likely solved as not, and the width, before training: the
 # best cells of random lists gain up to 3.3, true ones rarely less than 4
 SOLVED_GAIN, SOLVED_WIDTH = 3.7, 0.25
+PATIENCE = 1.5  # by which the doubt that ends a search is divided in training
 DECAY = 1.0  # of the squared distance from the start, on the scale of the summed loss
 
 
@@ -52,10 +55,11 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Features and truth of n lists, padded to k candidates; `real` (n, k) says which there are.
+    """Features and truth of n states of searches, padded to k candidates; `real` (n, k) says which there are.
 
     `right` (n, k) are the candidates that are the true lattice; `family` (n,) is a number of the isotype family, for
-    folds.
+    folds. The states of one search follow one another, `turn` (n,) counts them from 0, and `doubt` (n,) is the
+    probability of "none of these" below which the search would end there (1 for a last state).
     """
 
     difference: Float[np.ndarray, "n k"]
@@ -63,6 +67,8 @@ class Outcomes:
     real: Bool[np.ndarray, "n k"]
     right: Bool[np.ndarray, "n k"]
     family: Int[np.ndarray, " n"]
+    turn: Int[np.ndarray, " n"]
+    doubt: Float[np.ndarray, " n"]
     uid: NDArray
     variant: NDArray
     bravais: NDArray
@@ -104,9 +110,11 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     return Outcomes(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Outcomes)})
 
 
-def outcome(of: Labelled, ranked: Sequence[Judged], right: Sequence[bool]) -> Outcomes:
-    """One list as `Outcomes` of length one; `right` says which of `ranked` are the true lattice."""
-    seen = features(ranked, of.lines)
+def outcome(
+    of: Labelled, ranked: Sequence[Judged], right: Sequence[bool], *, turn: int = 0, doubt: float = 1.0
+) -> Outcomes:
+    """One state as `Outcomes` of length one; `right` says which of `ranked` are the true lattice."""
+    seen = features(ranked, of.lines, surveyed_only=turn == 0)
     k = min(len(ranked), MOST)
     number = int.from_bytes(hashlib.sha256(of.family.encode()).digest()[:7], "big")
     return Outcomes(
@@ -115,6 +123,8 @@ def outcome(of: Labelled, ranked: Sequence[Judged], right: Sequence[bool]) -> Ou
         real=(np.arange(MOST) < k)[None],
         right=np.pad(np.asarray(right[:k], bool), (0, MOST - k))[None],
         family=np.array([number]),
+        turn=np.array([turn]),
+        doubt=np.array([doubt], np.float32),
         uid=np.array([of.uid]),
         variant=np.array([of.variant]),
         bravais=np.array([of.bravais]),
@@ -131,10 +141,17 @@ def is_true(ranked: Sequence[Judged], of: Labelled) -> list[bool]:
 
 
 def collect(lists: Iterable[Labelled], *, seed: int = 0) -> Iterable[Outcomes]:
-    """The outcome of the search of each list, as they are made; a list for which nothing can be judged is left out."""
+    """The states of the search of each list, as they are made; those with nothing to be judged are left out."""
+    doubts = [one.doubt for one in EFFORTS["normal"][1:]]
     for number, one in enumerate(lists):
-        if ranked := search(one.lines.first(JUDGED), seed=seed + number):
-            yield outcome(one, ranked, is_true(ranked, one))
+        every = states(one.lines.first(JUDGED), seed=seed + number, patience=PATIENCE)
+        made = [
+            outcome(one, ranked, is_true(ranked, one), turn=turn, doubt=doubt)
+            for turn, (ranked, doubt) in enumerate(zip(every, [*doubts, 1.0], strict=False))
+            if ranked
+        ]
+        if made:
+            yield joined([*made[:-1], replace(made[-1], doubt=np.ones(1, np.float32))])
 
 
 def _start(mean: NDArray, scale: NDArray) -> NDArray[np.float64]:
@@ -223,6 +240,14 @@ def figures(outcomes: Outcomes, probability: Float[np.ndarray, "n k1"]) -> dict[
     }
 
 
+def ended(outcomes: Outcomes, probability: Float[np.ndarray, "n k1"]) -> Int[np.ndarray, " lists"]:
+    """The state in which the search of each list ends under a posterior: the first one with little doubt."""
+    lists = np.cumsum(np.append(True, np.diff(outcomes.turn) <= 0)) - 1
+    ends = np.flatnonzero(probability[:, -1] < outcomes.doubt)
+    ends = np.union1d(ends, np.append(np.flatnonzero(np.diff(lists)), len(lists) - 1))
+    return ends[np.unique(lists[ends], return_index=True)[1]]
+
+
 def calibration_error(stated: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"], *, bins: int = 10) -> float:
     """The expected calibration error: | mean stated probability - share right | over `bins` of equal width, weighted by
     their numbers. Source: Naeini, Cooper & Hauskrecht, AAAI (2015) 2901."""
@@ -232,18 +257,22 @@ def calibration_error(stated: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n
 
 
 def train(outcomes: Outcomes, *, decay: float = DECAY, folds: int = 5) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """The weights of the posterior and their card: data, settings, seconds, figures of a validation over families.
+    """The weights of the posterior and their card: data, settings, seconds, figures of a validation over families, of
+    the states in which the searches end.
 
     Nothing is random. Raises `ValueError` for no lists, or lists of one fold alone.
     """
     began = time.process_time()
     model = fitted(outcomes, decay=decay)
+    made = cross_validated(outcomes, folds=folds, decay=decay)
+    ends = ended(outcomes, made)
     card: dict[str, Any] = {
         "model": "posterior of judged lattices",
         "data": outcomes.digest(),
-        "lists": len(outcomes),
+        "states": len(outcomes),
+        "lists": len(ends),
         "decay": decay,
-        "cross_validation": figures(outcomes, cross_validated(outcomes, folds=folds, decay=decay)),
+        "cross_validation": figures(outcomes.subset(ends), made[ends]),
         "seconds": round(time.process_time() - began, 1),
     }
     return model, card

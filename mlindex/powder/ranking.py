@@ -20,6 +20,7 @@ from mlindex.powder.lines import Lines
 
 ORDER = ("cF", "cI", "cP", "hR", "hP", "tI", "tP", "oF", "oI", "oS", "oP", "mC", "mP", "aP")
 SHORTEST = 2.1  # angstrom: beryllium has 2.2, and no crystal that gets indexed a shorter lattice vector
+_BEHIND = 30.0  # nats of evidence that the gain of a superstructure hardly ever makes up for
 SAME_LATTICE = 0.004  # largest relative difference of the Voronoi vectors of one lattice found twice
 
 
@@ -72,7 +73,10 @@ def merged(found: Sequence[Judged], *, tolerance: float = SAME_LATTICE, most: in
 
 
 def with_superstructures(found: Sequence[Judged], lines: Lines, *, most: int = 20) -> list[Judged]:
-    """The first `most` with the gain of `judge.superstructure_gain`, ranked anew."""
-    gains = [judge.superstructure_gain(j.fit, lines, j.absent) for j in found[:most]]
+    """The first `most`, with the gain of `judge.superstructure_gain` where they are not far behind, ranked anew."""
+    gains = [
+        judge.superstructure_gain(j.fit, lines, j.absent) if j.evidence > found[0].evidence - _BEHIND else 0.0
+        for j in found[:most]
+    ]
     raised = [replace(j, evidence=j.evidence + gain, gain=j.gain + gain) for j, gain in zip(found, gains, strict=False)]
     return sorted(raised, key=lambda j: -j.evidence)

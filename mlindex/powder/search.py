@@ -10,8 +10,9 @@ powder_proposals.py`); so the learned ones are left to the last pass of a thorou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -30,28 +31,32 @@ _PROMISING = 2.0  # nats a line of a survey's score at which cells are judged be
 _PARAMETER = 5.0  # nats of a survey's score that a free parameter is worth
 
 
-_FEW = {1: 20, 2: 16, 3: 13, 4: 13, 6: 12}
-_MORE = {1: 20, 2: 18, 3: 15, 4: 15, 6: 13}
-_MANY = {1: 20, 2: 20, 3: 16, 4: 16, 6: 14}
+# Lines that templates combine, by number of free parameters
+FEW = {1: 20, 2: 16, 3: 13, 4: 13, 6: 12}
+MORE = {1: 20, 2: 18, 3: 15, 4: 15, 6: 13}
+MANY = {1: 20, 2: 20, 3: 16, 4: 16, 6: 14}
 _SHIFTS = (-0.045, 0.045)
-_QUICK = Pass(0.035, _FEW, 300, surveyed=True, leaders=1)
+_QUICK = (
+    Pass(0.035, FEW, 300, surveyed=True, leaders=1, free=(1, 2, 3)),
+    Pass(0.035, FEW, 300, leaders=1, free=(4, 6), doubt=0.02),
+)
 EFFORTS: dict[str, tuple[Pass, ...]] = {
-    "quick": (_QUICK,),
+    "quick": _QUICK,
     "normal": (
-        _QUICK,
-        Pass(0.035, _FEW, 300, screened=1024, searched=32, dominant=True, free=(4, 6), doubt=0.001),
-        Pass(0.05, _FEW, 500, screened=4096, free=(4, 6), doubt=0.05),
-        Pass(0.05, _FEW, 300, screened=2048, zeros=_SHIFTS, surveyed=True, doubt=0.25),
-        Pass(0.06, _FEW, 500, searched=assign.MOST_LINES, dominant=True, free=(2, 3), doubt=0.5),
-        Pass(0.08, _FEW, 500, screened=1024, free=(1, 2, 3), doubt=0.5),
-        Pass(0.06, _MORE, 1500, screened=8192, finished=512, free=(4, 6), doubt=0.5),
+        *_QUICK,
+        Pass(0.035, FEW, 300, screened=1024, searched=32, dominant=True, free=(4, 6), doubt=0.002),
+        Pass(0.05, FEW, 500, screened=4096, free=(4, 6), doubt=0.05),
+        Pass(0.05, FEW, 300, screened=2048, zeros=_SHIFTS, surveyed=True, doubt=0.25),
+        Pass(0.06, FEW, 500, searched=assign.MOST_LINES, dominant=True, free=(2, 3), doubt=0.5),
+        Pass(0.08, FEW, 500, screened=1024, free=(1, 2, 3), doubt=0.5),
+        Pass(0.06, MORE, 1500, screened=8192, finished=512, free=(4, 6), doubt=0.5),
     ),
     "thorough": (
-        _QUICK,
-        Pass(0.06, _FEW, 500, screened=4096, searched=assign.MOST_LINES, dominant=True, doubt=0.001),
-        Pass(0.05, _MORE, 1500, screened=8192, finished=1024, doubt=0.001),
-        Pass(0.05, _MANY, 2000, screened=16384, finished=1024, zeros=(-0.1, *_SHIFTS, 0.1), surveyed=True),
-        Pass(0.08, _MORE, 1500, screened=8192, finished=1024, learned=(1024, 80)),
+        *_QUICK,
+        Pass(0.06, FEW, 500, screened=4096, searched=assign.MOST_LINES, dominant=True, doubt=0.01),
+        Pass(0.05, MORE, 1500, screened=8192, finished=1024, doubt=0.01),
+        Pass(0.05, MANY, 2000, screened=16384, finished=1024, zeros=(-0.1, *_SHIFTS, 0.1), surveyed=True),
+        Pass(0.08, MORE, 1500, screened=8192, finished=1024, learned=(1024, 80)),
     ),
 }
 
@@ -63,10 +68,10 @@ def volume_allowed(lines: Lines, bravais: str, g: Float[np.ndarray, " 6"], max_v
     return volume <= 1.5 * high * BRAVAIS[bravais].multiplicity and (max_volume is None or volume <= max_volume)
 
 
-def by_posterior(found: Sequence[Judged], lines: Lines) -> tuple[list[Judged], float]:
+def by_posterior(found: Sequence[Judged], lines: Lines, *, surveyed_only: bool = False) -> tuple[list[Judged], float]:
     """The lattices by their evidence, with the probabilities of the posterior, and that of "none of these"."""
     found = with_superstructures(found, lines)
-    probability, none = posterior.probabilities_of(found, lines)
+    probability, none = posterior.probabilities_of(found, lines, surveyed_only=surveyed_only)
     return [replace(j, probability=float(p)) for j, p in zip(found, probability, strict=True)], none
 
 
@@ -123,7 +128,54 @@ def surveyed(
     return found
 
 
-def search(
+def swept(
+    found: Sequence[Judged],
+    lines: Lines,
+    sweep: Pass,
+    wanted: Sequence[str],
+    *,
+    max_volume: float | None,
+    impurities: int,
+    fit_zero: bool,
+    seed: int,
+) -> list[Judged]:
+    """What one pass adds to what is `found`, best first."""
+    ranked = lines.first(JUDGED)
+    found = list(found)
+    for zero in (z for z in sweep.zeros if fit_zero or z == 0.0):
+        every = ranked.shifted(zero)
+        shifted = every.first(sweep.searched)
+        if sweep.dominant:
+            choices = zones.selections(shifted, max(sweep.combined.values()), sweep.tolerance)
+        else:
+            choices = [np.arange(len(shifted))]
+        left = [b for b in wanted if BRAVAIS[b].n_free in sweep.free]
+        if sweep.surveyed:
+            new = surveyed(shifted, ranked, left, max_volume, seed, fit_zero=fit_zero, zero=zero)
+            found = merged([*found, *new])
+            left = [b for b in left if BRAVAIS[b].n_free > survey.MOST_FREE]
+        left = [] if settled(found, ranked, left) else left
+        for choice, bravais in itertools.product(choices, left):
+            candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
+            cells = refined(every, bravais, candidates, sweep, seed, fit_zero=fit_zero)
+            if max_volume is not None:  # the volume moves in refinement
+                cells = cells[volume_from_reciprocal_metric(cells) <= max_volume]
+            found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)
+    found = merged(found)
+    for leader in found[: sweep.leaders]:
+        if sweep.surveyed and judge.most_to_gain(leader.fit, ranked, leader.absent, 1) < 0:
+            continue  # nothing that is not its like can win, and what is like it has been surveyed
+        tolerance = max(0.004, 6 * leader.fit.error * float(lines.w[0] / lines.q[0]))
+        near = [
+            (b, g)
+            for b, g in relatives(leader.fit, tolerance=tolerance, missing=impurities)
+            if b in wanted and volume_allowed(ranked, b, g, max_volume)
+        ]
+        found += judged(ranked, near, fit_zero=fit_zero, zero=leader.fit.zero)
+    return merged(found)
+
+
+def states(
     lines: Lines,
     *,
     effort: str = "normal",
@@ -132,44 +184,33 @@ def search(
     impurities: int = 3,
     fit_zero: bool = True,
     seed: int = 0,
-) -> list[Judged]:
-    """The lattices that explain the lines, most probable first; one entry a lattice."""
-    fit_zero = fit_zero and lines.wavelength is not None
-    ranked = lines.first(JUDGED)
+    patience: float = 1.0,
+) -> Iterator[list[Judged]]:
+    """What is found after each pass, most probable first, until the posterior ends the search.
+
+    `patience` divides the doubt at which it does.
+    """
     wanted = [b for b in ORDER if not lattices or b in lattices]
     found: list[Judged] = []
-    for sweep in EFFORTS[effort]:
-        if found and by_posterior(found, ranked)[1] < sweep.doubt:
-            break
-        for zero in (z for z in sweep.zeros if fit_zero or z == 0.0):
-            every = ranked.shifted(zero)
-            shifted = every.first(sweep.searched)
-            if sweep.dominant:
-                choices = zones.selections(shifted, max(sweep.combined.values()), sweep.tolerance)
-            else:
-                choices = [np.arange(len(shifted))]
-            left = [b for b in wanted if BRAVAIS[b].n_free in sweep.free]
-            if sweep.surveyed:
-                new = surveyed(shifted, ranked, wanted, max_volume, seed, fit_zero=fit_zero, zero=zero)
-                found = merged([*found, *new])
-                left = [b for b in left if BRAVAIS[b].n_free > survey.MOST_FREE]
-                left = [] if settled(found, ranked, left) else left
-            for choice, bravais in itertools.product(choices, left):
-                candidates = screened(shifted, shifted.q2[choice], bravais, sweep, max_volume, seed)
-                cells = refined(every, bravais, candidates, sweep, seed, fit_zero=fit_zero)
-                if max_volume is not None:  # the volume moves in refinement
-                    cells = cells[volume_from_reciprocal_metric(cells) <= max_volume]
-                found += judged(ranked, [(bravais, g) for g in cells], fit_zero=fit_zero, zero=zero)
-        found = merged(found)
-        for leader in found[: sweep.leaders]:
-            if sweep.surveyed and judge.most_to_gain(leader.fit, ranked, leader.absent, 1) < 0:
-                continue  # nothing that is not its like can win, and what is like it has been surveyed
-            tolerance = max(0.004, 6 * leader.fit.error * float(lines.w[0] / lines.q[0]))
-            near = [
-                (b, g)
-                for b, g in relatives(leader.fit, tolerance=tolerance, missing=impurities)
-                if b in wanted and volume_allowed(ranked, b, g, max_volume)
-            ]
-            found += judged(ranked, near, fit_zero=fit_zero, zero=leader.fit.zero)
-        found = merged(found)
-    return by_posterior(found, ranked)[0]
+    none = 1.0
+    for number, sweep in enumerate(EFFORTS[effort]):
+        if found and none < sweep.doubt / patience:
+            return
+        found = swept(
+            found,
+            lines,
+            sweep,
+            wanted,
+            max_volume=max_volume,
+            impurities=impurities,
+            fit_zero=fit_zero and lines.wavelength is not None,
+            seed=seed,
+        )
+        told, none = by_posterior(found, lines.first(JUDGED), surveyed_only=number == 0)
+        yield told
+
+
+def search(lines: Lines, **settings: Any) -> list[Judged]:
+    """The lattices that explain the lines, most probable first; one entry a lattice. Settings as for `states`."""
+    *_, found = states(lines, **settings)
+    return found

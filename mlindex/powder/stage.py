@@ -20,6 +20,7 @@ from mlindex.powder.record import powder_record
 from mlindex.powder.search import search
 from mlindex.powder.solution import Solution, solutions
 from mlindex.powder.stills.lines import StillsOptions, lines_of_stills, usable_spots
+from mlindex.powder.sweep import SEARCHED
 from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
 
 REPORTED_LINES = 60  # the last fit and the hkl list use these many lines
@@ -133,7 +134,7 @@ class PowderStage:
             used = lines.first(REPORTED_LINES)
             found = solutions(ranked, used, self.settings.solutions)
             solved = sum(one.probability for one in ranked) > 0.5
-            reason = "" if solved else "it is more probable than not that none of the cells is right"
+            reason = "" if solved else unsolved(ranked, used, self.settings.effort)
             status = Status.SOLVED if solved else Status.UNSOLVED
             results.append(Result(item.id, item.source, status, reason, tables=_tables(found, used)))
         return results
@@ -141,6 +142,25 @@ class PowderStage:
     def record(self, result: Result) -> dict[str, Any]:
         """The JSON object of one result."""
         return powder_record(result)
+
+
+def unsolved(ranked: Sequence[Judged], lines: Lines, effort: str) -> str:
+    """Why a list has no answer, and what may help."""
+    if ranked:
+        fit = ranked[0].fit
+        left = f"{int((~fit.indexed).sum())} of {len(fit.indexed)} lines unexplained"
+        why = f"none of the cells is probably right; the best one, {fit.bravais}, leaves {left}"
+    else:
+        why = "no cell fits the lines"
+    hints = []
+    if effort != "thorough":
+        hints.append("searching longer (effort thorough)")
+    if len(lines) < SEARCHED:
+        hints.append(f"more lines ({SEARCHED} or more, from the first one on)")
+    if lines.wavelength is None:
+        hints.append("the wavelength, if there is one, for a zero shift to be fitted")
+    hints.append("leaving out lines of a second phase")
+    return f"{why}; what may help: {', '.join(hints)}"
 
 
 def _tables(found: Sequence[Solution], lines: Lines) -> dict[str, dict[str, np.ndarray]]:

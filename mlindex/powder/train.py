@@ -181,7 +181,7 @@ def _posterior(data: Data, plan: Plan, say: Say) -> _Made:
         found.append(outcome)
         seconds = time.perf_counter() - started
         if len(found) % _EVERY == 0:
-            right = np.mean([o.right.any() for o in found])
+            right = np.mean([o.right[-1].any() for o in found])
             say(f"{len(found)} searches, the true cell among the candidates of {right:.0%}, {seconds:.0f} s")
         if seconds > 60 * plan.minutes:
             say(f"{plan.minutes:g} minutes are over after {len(found)} searches")

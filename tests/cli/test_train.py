@@ -52,7 +52,7 @@ def crystals(tmp_path_factory):
 def test_everything_is_trained_from_a_folder_of_cifs(run, crystals, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "PLAN", MINIATURE)
     # a real search, in one lattice
-    monkeypatch.setattr(posterior_train, "search", partial(search.search, effort="quick", lattices=("oP",)))
+    monkeypatch.setattr(posterior_train, "states", partial(search.states, effort="quick", lattices=("oP",)))
     answer = run("train", "powder", crystals, "--out", tmp_path / "made", "--lists", 3, "--seed", 3)
     assert answer.code == 0
     assert f"{crystals / 'broken.cif'}: " in answer.err and "6 crystals: 2 train, 2 validation, 2 test" in answer.err

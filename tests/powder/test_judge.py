@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
+from scipy.special import binom
+from scipy.stats import betabinom
 
 from mlindex.crystal.extinctions import extinction_groups
 from mlindex.crystal.lattice import BRAVAIS, SYSTEMS
@@ -210,3 +214,46 @@ def test_extinctions_raise_the_evidence_of_the_right_group(bravais, cell, group)
     assert possible.issuperset(fit.cluster[fit.reflection[fit.indexed]].tolist())
     groups = extinction_groups(bravais, fit.hkl)
     assert judge.evidence(fit, lines, groups.mask).max() >= right - 1
+
+
+@given(seen=st.integers(0, 60), missed=st.integers(0, 60), a=st.floats(0.3, 20), b=st.floats(0.3, 20))
+def test_lines_seen_and_missed_are_beta_binomial(seen, missed, a, b):
+    """SciPy's distribution is of the number seen, whatever the order."""
+    got = judge.log_seen(np.array([[seen, missed]]), (a, b))[0]
+    n = seen + missed
+    assert got == pytest.approx(betabinom(n, a, b).logpmf(seen) - np.log(binom(n, seen)), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 7), (3, 13), (4, 35)])
+def test_sublattices_of_a_triclinic_cell_keep_one_reflection_in_so_many(index, count):
+    """Their numbers are those of subgroups of Z^3; of a lattice's many reflections one in `index` is kept."""
+    name = "aP"
+    lines = lines_from_q2(positions(*CELLS[name], 400), CU)
+    fit = fitted(lines, CELLS[name][0], name)
+    visible = np.sqrt(fit.q2) <= lines.q[-1]
+    # every reflection a line of its own, so that lines stand for reflections
+    alone = replace(fit, cluster=np.arange(len(fit.hkl)))
+    kept = judge.basic_lines(alone, visible, visible, index)
+    assert len(kept) == count
+    np.testing.assert_allclose(kept.sum(1) / visible.sum(), 1 / index, rtol=0.25)
+    assert not kept[:, ~visible].any()
+    if index == 2:  # those of the planes h + k + l = 2n and so on: every row is a parity
+        parity = {tuple((fit.hkl @ np.array(w) % 2 == 0)[visible]) for w in np.ndindex(2, 2, 2) if any(w)}
+        assert {tuple(row[visible]) for row in kept} == parity
+
+
+def test_a_superstructure_with_few_lines_of_its_own_gains_more_than_one_with_many():
+    """A doubled cell whose own lines are nearly all unseen is one, and one whose own lines are all seen is not."""
+    name = "oP"
+    a, b, c, *angles = CELLS[name][0]
+    doubled = metric([a, b, 2 * c, *angles])
+    basic = positions(*CELLS[name], 20)
+    fit = judge.fit_cell(lines_from_q2(basic, CU), doubled, name)
+    own = np.flatnonzero(fit.hkl[:, 2] % 2 == 1)
+    gains = []
+    for share in (0.1, 1.0):
+        chosen = own[: max(1, round(share * len(own)))]
+        lines = lines_from_q2(np.unique(np.concatenate([basic, fit.q2[chosen]])), CU)
+        again = judge.fit_cell(lines, doubled, name)
+        gains.append(judge.superstructure_gain(again, lines, np.zeros(len(again.hkl), bool)))
+    assert gains[0] > 2 and gains[1] < 0.5, gains

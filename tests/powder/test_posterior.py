@@ -23,6 +23,7 @@ from mlindex.powder.posterior_train import (
     _objective,
     calibration_error,
     cross_validated,
+    ended,
     figures,
     fitted,
     is_true,
@@ -173,7 +174,7 @@ def drawn(rng, k, whole, right=None, family=0):
     difference = np.zeros(MOST, np.float32)
     difference[:k] = -np.append(0, np.cumsum(rng.exponential(3, k - 1)))
     mine = np.zeros(MOST, bool) if right is None else right
-    arrays = (difference, whole.astype(np.float32), np.arange(MOST) < k, mine, family, "", "", "")
+    arrays = (difference, whole.astype(np.float32), np.arange(MOST) < k, mine, family, 0, 1.0, "", "", "")
     return Outcomes(*(np.asarray(a)[None] for a in arrays))
 
 
@@ -232,6 +233,20 @@ def test_training_again_gives_the_same_and_the_data_are_in_the_card():
     assert all(value.dtype == np.float32 for value in model.values())
     with pytest.raises(ValueError, match="no lists"):
         fitted(outcomes.subset(np.zeros(0, int)))
+
+
+def test_a_search_ends_at_its_first_state_with_little_doubt():
+    rng = np.random.default_rng(0)
+    one = drawn(rng, 3, np.ones(len(LIST)))
+    turns, doubts = [0, 1, 2, 0, 0, 1], [0.1, 0.1, 1.0, 1.0, 0.1, 1.0]
+    states = zip(turns, doubts, strict=True)
+    outcomes = joined([replace(one, turn=np.array([t]), doubt=np.array([d])) for t, d in states])
+    none = np.array([0.2, 0.05, 0.0, 0.9, 0.3, 0.9])
+    probability = np.column_stack([np.zeros((6, MOST)), none])
+    assert ended(outcomes, probability).tolist() == [1, 3, 5]
+    # with no doubt every search ends at once, with great doubt at its last state
+    assert ended(outcomes, 0 * probability).tolist() == [0, 3, 4]
+    assert ended(outcomes, 0 * probability + 1).tolist() == [2, 3, 5]
 
 
 def test_outcomes_on_disk(tmp_path):

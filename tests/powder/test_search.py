@@ -13,7 +13,7 @@ from mlindex.crystal.metric import reciprocal_metric_from_cell
 from mlindex.crystal.reduction import lattice_distance, primitive_metric
 from mlindex.powder import index_powder, refine
 from mlindex.powder.lines import lines_from_q2
-from mlindex.powder.search import volume_allowed
+from mlindex.powder.search import search, states, volume_allowed
 from mlindex.powder.stage import REPORTED_LINES, PowderStage, seed_from_item
 from mlindex.records import InputError, Item, Status
 from mlindex.stage import solve
@@ -72,6 +72,20 @@ def test_a_cell_is_recovered_from_its_lines(name):
     if name not in ("aP", "mP", "mC"):
         np.testing.assert_array_less(np.abs(np.sort(best["cell"][:3]) - standard), 5 * np.sort(esd).max())
     assert abs(best["zero_shift"]) < 4 * best["zero_shift_esd"] + 1e-3
+
+
+@pytest.mark.parametrize("name", ["cF", "mC"])
+def test_a_search_is_the_last_of_its_states_and_patience_adds_states(name):
+    lines = lines_from_q2(measured(name, 25, ERROR), CU)
+    every = list(states(lines, effort="quick"))
+    patient = list(states(lines, effort="quick", patience=1e9))
+    assert 1 <= len(every) <= len(patient) == 2
+    for one, other in zip(every, patient, strict=False):  # the same passes, however long the search
+        assert [j.evidence for j in one] == [j.evidence for j in other]
+    assert [j.evidence for j in search(lines, effort="quick")] == [j.evidence for j in every[-1]]
+    # evidence only grows: what a pass has found stays found
+    best = [max(j.evidence for j in state) for state in patient]
+    assert best[1] >= best[0] - 1e-9
 
 
 @pytest.mark.parametrize("name", BRAVAIS)
@@ -178,7 +192,9 @@ def test_random_lines_are_not_called_solved(seed):
     rng = np.random.default_rng(seed)
     tth = np.sort(rng.uniform(8, 60, 20 + 3 * seed))
     result = solved(q2_from_tth(tth))
-    assert result.status is Status.UNSOLVED and "none of the cells" in result.reason
+    assert result.status is Status.UNSOLVED and "none of the cells is probably right" in result.reason
+    hints = {"effort thorough": True, "more lines (20": False, "wavelength": False, "second phase": True}
+    assert {hint: hint in result.reason for hint in hints} == hints
     assert result.tables["solutions"]["probability"].max() < 0.9
 
 
