@@ -2,9 +2,11 @@
 
 Passes go from the likely case to the unlikely one and stop when the posterior leaves little room for "none of these":
 first a survey of the lattices of few parameters, then the others, with the lines as they are and a narrow tolerance,
-then what needs more candidates (long axes, low symmetry, zero shifts), then wide tolerances. Candidates come from templates: of as many that are refined, those meet the true lattice
-of 95 to 97 lists of a hundred, draws from the networks 32, single trees of the forests 6 (`benchmarks/quality/
-powder_proposals.py`); so the learned ones are left to the last pass of a thorough search.
+then what needs more candidates (long axes, low symmetry, zero shifts), then wide tolerances.
+
+Candidates come from templates: of as many that are refined, those meet the true lattice of 95 to 97 lists of a hundred,
+draws from the networks 32, single trees of the forests 6 (`benchmarks/quality/powder_proposals.py`); so the learned
+ones are left to the last pass of a thorough search.
 """
 
 from __future__ import annotations
