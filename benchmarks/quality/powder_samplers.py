@@ -50,7 +50,7 @@ LATTICES = ("tP", "hP", "oP", "mP", "mC", "aP")
 VARIANTS = ("clean", "dirty", "serial")
 LEVELS = (0.01, 0.02, 0.05, 0.10)
 ARRIVED = 0.01  # relative, of the Voronoi vectors
-SWEEP = replace(search.EFFORTS["normal"][1], tolerance=0.035, screened=256)
+SWEEP = replace(next(one for one in search.EFFORTS["normal"] if one.dominant), tolerance=0.035, screened=256)
 FINAL = SWEEP.tolerance / 3  # degrees 2theta
 SCREENED_WIDTH = 5 * FINAL  # of the first step from screened candidates: that of the search
 

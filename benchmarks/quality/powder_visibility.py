@@ -23,6 +23,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from benchmarks.quality.dataset import calculated
+from benchmarks.quality.powder_lists import surroundings
 from mlindex.crystal.lattice import BRAVAIS
 from mlindex.crystal.metric import reciprocal_metric_from_cell
 from mlindex.powder import judge, ranking
@@ -42,10 +43,10 @@ def counts(data: Path, variants: list[str], per_lattice: int) -> list[Counts]:
             cell = reciprocal_metric_from_cell(np.array(entry.cell))
             for one in ranking.judged(lines, [(entry.bravais, cell)], fit_zero=entry.wavelength is not None):
                 visible, present, seen = judge.predicted(one.fit, lines, one.absent)
-                both = np.array([seen.sum(), (present & ~seen).sum()])
-                parts = {k: judge.basic_lines(one.fit, visible, present, k) for k in INDICES}
-                by = {k: np.stack([(b & seen).sum(1), (b & present & ~seen).sum(1)], 1) for k, b in parts.items()}
-                found.append((SYSTEMS.index(BRAVAIS[one.fit.bravais].system), both, by))
+                rows = {k: judge.basic_lines(one.fit, visible, present, k) for k in INDICES}
+                by = {k: judge.counted(basic, present, seen) for k, basic in rows.items()}
+                system = SYSTEMS.index(BRAVAIS[one.fit.bravais].system)
+                found.append((system, judge.counted(present, present, seen), by))
     return found
 
 
@@ -92,7 +93,10 @@ def main() -> None:
     for row in rows:
         print(f"{row['what']:14}{row['in use']!s:>14}   {np.round(row['best'], 3)!s}")
     if options.json:
-        options.json.write_text(json.dumps({"lists": len(lists), "rows": rows}, indent=1) + "\n")
+        settings = {"variant": options.variant, "per_lattice": options.per_lattice}
+        figures = {"in use": before / len(lists), "best": -float(found.fun) / len(lists)}
+        document = {"settings": settings, "lists": len(lists), "nats a list": figures, "rows": rows}
+        options.json.write_text(json.dumps(document | {"hardware": surroundings()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -296,15 +296,24 @@ def most_to_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"], paramet
     """By how much the log evidence of a perfect cell with `parameters` more free parameters would exceed that of `fit`.
 
     Such a cell explains every line, none worse than lines usually fit, and predicts no other; it pays for its
-    parameters. Below zero, no lattice of so much lower symmetry need be searched.
+    parameters. Below zero, no lattice of so much lower symmetry need be searched. Its lines are taken to be seen as
+    often as those of the system of `fit`: lower systems show fewer, but hexagonal ones, which gain up to a nat on cubic
+    ones. That it might be a superstructure is not counted.
     """
     _, present, seen = predicted(fit, lines, absent)
-    hits, misses, n = int(seen.sum()), int((present & ~seen).sum()), len(lines)
-    prior = SEEN[BRAVAIS[fit.bravais].system]
-    absences = float(log_seen(np.array([n, 0]), prior) - log_seen(np.array([hits, misses]), prior))
+    both, n = counted(present, present, seen), len(lines)
+    hits, prior = int(both[0]), SEEN[BRAVAIS[fit.bravais].system]
+    absences = float(log_seen(np.array([n, 0]), prior) - log_seen(both, prior))
     best = -np.log(ERROR_MEDIAN * np.sqrt(2 * np.pi)) - float(_log_background(lines).mean())
     worse = max(float(np.log(fit.error / ERROR_MEDIAN)), 0.0)
     return float(absences + (n - hits) * best + hits * worse - PARAMETER * parameters)
+
+
+def counted(
+    rows: Bool[np.ndarray, "*k c"], present: Bool[np.ndarray, " c"], seen: Bool[np.ndarray, " c"]
+) -> Int[np.ndarray, "*k 2"]:
+    """How many of the predicted lines in each of `rows` are seen and how many are not, as `log_seen` takes them."""
+    return np.stack([(rows & seen).sum(-1), (rows & present & ~seen).sum(-1)], -1)
 
 
 def basic_lines(
@@ -330,12 +339,12 @@ def superstructure_gain(fit: Fit, lines: Lines, absent: Bool[np.ndarray, " m"]) 
     """
     visible, present, seen = predicted(fit, lines, absent)
     prior = SEEN[BRAVAIS[fit.bravais].system]
-    both = np.array([seen.sum(), (present & ~seen).sum()])
+    both = counted(present, present, seen)
     terms = [np.log1p(-sum(SUPERSTRUCTURE.values()))]
     for index, share in SUPERSTRUCTURE.items():
         rows = basic_lines(fit, visible, present, index)
         if len(rows):
-            basic = np.stack([(rows & seen).sum(1), (rows & present & ~seen).sum(1)], 1)
+            basic = counted(rows, present, seen)
             double = log_seen(basic, prior) + log_seen(both - basic, SEEN_WEAK) - log_seen(both, prior)
             terms.append(np.log(share / len(rows)) + np.logaddexp.reduce(double))
     return float(np.logaddexp.reduce(terms))

@@ -242,7 +242,9 @@ def figures(outcomes: Outcomes, probability: Float[np.ndarray, "n k1"]) -> dict[
 
 def ended(outcomes: Outcomes, probability: Float[np.ndarray, "n k1"]) -> Int[np.ndarray, " lists"]:
     """The state in which the search of each list ends under a posterior: the first one with little doubt."""
-    lists = np.cumsum(np.append(True, np.diff(outcomes.turn) <= 0)) - 1
+    # a state without candidates is left out, so that the first one kept of a search need not have turn 0
+    new = (np.diff(outcomes.turn) <= 0) | (outcomes.uid[1:] != outcomes.uid[:-1])
+    lists = np.cumsum(np.append(True, new)) - 1
     ends = np.flatnonzero(probability[:, -1] < outcomes.doubt)
     ends = np.union1d(ends, np.append(np.flatnonzero(np.diff(lists)), len(lists) - 1))
     return ends[np.unique(lists[ends], return_index=True)[1]]

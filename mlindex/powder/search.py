@@ -38,6 +38,7 @@ FEW = {1: 20, 2: 16, 3: 13, 4: 13, 6: 12}
 MORE = {1: 20, 2: 18, 3: 15, 4: 15, 6: 13}
 MANY = {1: 20, 2: 20, 3: 16, 4: 16, 6: 14}
 _SHIFTS = (-0.045, 0.045)
+# Every search begins with the survey: the posterior knows its state as that of the first pass
 _QUICK = (
     Pass(0.035, FEW, 300, surveyed=True, leaders=1, free=(1, 2, 3)),
     Pass(0.035, FEW, 300, leaders=1, free=(4, 6), doubt=0.02),

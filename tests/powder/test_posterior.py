@@ -244,6 +244,10 @@ def test_a_search_ends_at_its_first_state_with_little_doubt():
     none = np.array([0.2, 0.05, 0.0, 0.9, 0.3, 0.9])
     probability = np.column_stack([np.zeros((6, MOST)), none])
     assert ended(outcomes, probability).tolist() == [1, 3, 5]
+    # the first state of the third list had no candidates
+    uid = np.array(["a", "a", "a", "b", "c", "c"])
+    later = replace(outcomes, uid=uid, turn=np.array([0, 1, 2, 0, 1, 2]))
+    assert ended(later, probability).tolist() == [1, 3, 5]
     # with no doubt every search ends at once, with great doubt at its last state
     assert ended(outcomes, 0 * probability).tolist() == [0, 3, 4]
     assert ended(outcomes, 0 * probability + 1).tolist() == [2, 3, 5]

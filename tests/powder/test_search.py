@@ -11,9 +11,9 @@ from mlindex.config import PowderSettings
 from mlindex.crystal.lattice import BRAVAIS
 from mlindex.crystal.metric import reciprocal_metric_from_cell
 from mlindex.crystal.reduction import lattice_distance, primitive_metric
-from mlindex.powder import index_powder, refine
+from mlindex.powder import index_powder, refine, survey
 from mlindex.powder.lines import lines_from_q2
-from mlindex.powder.search import search, states, volume_allowed
+from mlindex.powder.search import EFFORTS, search, states, volume_allowed
 from mlindex.powder.stage import REPORTED_LINES, PowderStage, seed_from_item
 from mlindex.records import InputError, Item, Status
 from mlindex.stage import solve
@@ -72,6 +72,13 @@ def test_a_cell_is_recovered_from_its_lines(name):
     if name not in ("aP", "mP", "mC"):
         np.testing.assert_array_less(np.abs(np.sort(best["cell"][:3]) - standard), 5 * np.sort(esd).max())
     assert abs(best["zero_shift"]) < 4 * best["zero_shift_esd"] + 1e-3
+
+
+def test_every_search_begins_with_the_survey_alone():
+    """The posterior takes the state of the first pass for that of a survey."""
+    for first_pass, *others in EFFORTS.values():
+        assert first_pass.surveyed and max(first_pass.free) <= survey.MOST_FREE
+        assert all(max(one.free) > survey.MOST_FREE for one in others[:1])
 
 
 @pytest.mark.parametrize("name", ["cF", "mC"])

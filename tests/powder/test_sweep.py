@@ -22,7 +22,7 @@ from mlindex.powder.search import EFFORTS
 from mlindex.powder.sweep import SEARCHED, best_of_volumes, refined, screened
 from tests.powder.patterns import CELLS, CU, measured
 
-NORMAL = EFFORTS["normal"][2]
+NORMAL = next(one for one in EFFORTS["normal"] if one.screened == 4096)
 
 
 def cubes(volume):
