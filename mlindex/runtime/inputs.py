@@ -21,6 +21,7 @@ import numpy as np
 from mlindex.records import InputError, Item
 
 MANIFEST = "inputs.jsonl"
+PARTIAL = f".{MANIFEST}.partial"  # while it is written, or where a process ended in that moment
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,6 @@ def read(run: Path) -> Sequence[Input]:
 
 def write(run: Path, inputs: Sequence[Input]) -> None:
     """Replace the manifest of a run directory in one step."""
-    partial = run / f".{MANIFEST}.partial"
+    partial = run / PARTIAL
     partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in inputs))
     os.replace(partial, run / MANIFEST)

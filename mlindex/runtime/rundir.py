@@ -24,7 +24,7 @@ from mlindex.runtime.queue import Part
 
 _FOLDERS = (journal.FOLDER, "shards", "log", lock.FOLDER)
 _CAMPAIGN = "campaign.toml"
-_OURS = {*_FOLDERS, _CAMPAIGN, MASTER, inputs.MANIFEST, "merged.h5", "report", "report.html"}
+_OURS = {*_FOLDERS, _CAMPAIGN, MASTER, inputs.MANIFEST, inputs.PARTIAL, "merged.h5", "report", "report.html"}
 _OPERATION = {
     "name",
     "batch",

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlindex.records import InputError
+from mlindex.runtime import inputs
 from mlindex.runtime.master import build_master
 from mlindex.runtime.queue import Done, Part, Queue
 from mlindex.runtime.run import part_from_text
@@ -101,6 +102,17 @@ def test_parts_at_once_share_a_run_directory(tmp_path, chunk):
     assert all(t["done"] == t["total"] and t["why"] == "done" and t["rounds"] == 1 for t in now["tasks"])
     assert run(campaign, "--resume", "--part", "1/3")[0] in (0, 1)
     once(run_dir, 21)
+
+
+def test_directory_that_another_part_is_making_is_a_new_one(tmp_path):
+    """What is there while the manifest is written: the folders and a part of its text, but no settings."""
+    campaign = make(tmp_path, values(3))
+    (tmp_path / "run" / "lock").mkdir(parents=True)
+    (tmp_path / "run" / inputs.PARTIAL).write_text('{"label": "a", "sou')
+    for part in ("0/2", "1/2"):
+        assert run(campaign, "--resume", "--part", part)[0] == 0
+    build_master(tmp_path / "run")
+    once(tmp_path / "run", 3)
 
 
 def test_part_is_refused_while_the_whole_is_at_work(tmp_path):
