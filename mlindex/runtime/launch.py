@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,7 +19,8 @@ from types import FrameType
 from mlindex.records import InputError
 
 _CARRIED = re.compile(r"(MLINDEX|JAX|XLA|OMP|OPENBLAS|MKL|HDF5|PYTHON|VIRTUAL_ENV|LD_LIBRARY_PATH|PATH$)\w*")
-_GRACE = 20.0  # seconds that mpiexec gets to end its ranks
+_GRACE = 20.0  # seconds that mpiexec gets to end its ranks, or to end after them
+_HARD = 3.0  # and then between being asked to end and being killed
 
 
 def find_mpiexec() -> str:
@@ -83,11 +86,13 @@ def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 def run(
-    arguments: Sequence[str], log: Path, env: Mapping[str, str], poll: Callable[[], float]
+    arguments: Sequence[str], log: Path, env: Mapping[str, str], poll: Callable[[], float], over: Callable[[], bool]
 ) -> tuple[int, int | None]:
     """Run a command, its output going to the end of `log`; its exit status, and the signal that asked to stop, if any.
 
-    `poll` is called again and again in the meantime and returns how many seconds it wants to rest.
+    `poll` is called again and again in the meantime and returns how many seconds it wants to rest. `over` tells that
+    the command has no more to do: Open MPI's mpiexec waits for ever now and then, when it has lost a rank and the
+    others are gone as well. It then gets a while to end by itself, and is ended.
     """
     with open(log, "ab") as output:
         child = subprocess.Popen(
@@ -98,10 +103,18 @@ def run(
             env=dict(env),
             start_new_session=True,  # the terminal's Ctrl-C comes to us alone, and we pass it on once
         )
+        ways = [child.terminate, child.kill]
+        due = math.inf
         with _forwarding(child) as came:
             while child.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_GRACE if came else poll())
                 if came and child.poll() is None:
                     child.kill()
+                if due == math.inf and over():
+                    due = time.monotonic() + _GRACE
+                if time.monotonic() > due and ways and child.poll() is None:
+                    output.write(b"mpiexec has not ended with its ranks, and is ended\n")
+                    ways.pop(0)()
+                    due += _HARD
     return child.returncode, came[-1] if came else None

@@ -24,7 +24,7 @@ def _open(run: Path, name: str) -> int:
     return os.open(run / FOLDER / name, os.O_RDWR | os.O_CREAT, 0o666)
 
 
-def _held(path: Path) -> bool:
+def held(path: Path) -> bool:
     """Some process holds this lock, as far as the file system tells."""
     try:
         handle = os.open(path, os.O_RDWR)
@@ -41,11 +41,18 @@ def _held(path: Path) -> bool:
     return False
 
 
+def hold(path: Path) -> int:
+    """Hold the lock that `path` stands for, with any others that do; the open file, to be closed or left to the end."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _downgrade(handle)
+    return handle
+
+
 def active(run: Path) -> list[tuple[int, int]]:
     """The parts, as (number, of), that some process is at work on."""
     found = []
     for path in sorted((run / FOLDER).glob("*of*")):
-        if (match := re.fullmatch(r"(\d+)of(\d+)", path.name)) and _held(path):
+        if (match := re.fullmatch(r"(\d+)of(\d+)", path.name)) and held(path):
             found.append((int(match[1]), int(match[2])))
     return found
 
@@ -110,5 +117,5 @@ def preparing(run: Path) -> int:
 def settle(run: Path, part: Part, patience: float = 15.0) -> None:
     """Wait until no process is at work on a part: ranks outlive the end of their launcher by a second or two."""
     end = time.monotonic() + patience
-    while _held(run / FOLDER / str(part)) and time.monotonic() < end:
+    while held(run / FOLDER / str(part)) and time.monotonic() < end:
         time.sleep(0.1)

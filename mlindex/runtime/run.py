@@ -36,6 +36,7 @@ from mlindex.runtime.worker import Ledger, Worker
 from mlindex.runtime.world import Disconnected, World, join
 
 _OUTCOME = "MLINDEX_OUTCOME"  # where rank 0 tells the process that started the ranks how it went
+_DISPATCHER = "dispatcher"  # the file beside it that rank 0 holds the lock of, as long as it lives
 Asked = Callable[[], bool]
 
 
@@ -166,6 +167,8 @@ def _joined(world: World, path: Path, resume: bool, part: Part, asked: Asked, pr
     try:
         masks = world.worker_masks()
         if world.rank == 0:
+            if outcome := os.environ.get(_OUTCOME):
+                lock.hold(Path(outcome).with_name(_DISPATCHER))
             try:
                 return _rank0(world, path, resume, part, asked, progress)
             finally:
@@ -193,6 +196,19 @@ def _environment(folder: Path, ranks: int) -> dict[str, str]:
         return env
     share = max(1, len(device.available_cpus()) // ranks)  # BLAS counts its threads when NumPy is imported
     return {**{name: str(share) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}, **env}
+
+
+def _over(path: Path) -> Callable[[], bool]:
+    """Whether the lock of `path`, asked for again and again, was held once and is no longer."""
+    begun = False
+
+    def over() -> bool:
+        nonlocal begun
+        alive = lock.held(path)
+        begun = begun or alive
+        return begun and not alive
+
+    return over
 
 
 def _launched(path: Path, ranks: int, resume: bool, part: Part, progress: Progress | None) -> Summary:
@@ -229,7 +245,7 @@ def _launched(path: Path, ranks: int, resume: bool, part: Part, progress: Progre
         while True:
             outcome.unlink(missing_ok=True)
             before = state()
-            exit_status, stopped = launch.run(arguments, log, env, poll)
+            exit_status, stopped = launch.run(arguments, log, env, poll, _over(outcome.with_name(_DISPATCHER)))
             lock.settle(plan.run, plan.part)
             if stopped is not None:
                 counted(plan.run, plan.part, 0)

@@ -176,3 +176,17 @@ def test_long_messages_both_ways_do_not_wait_for_each_other(tmp_path):
     status, _, err = run(campaign, "--ranks", "2")
     assert status == 0, err
     once(tmp_path / "run", 3000)
+
+
+def test_launcher_that_outlives_its_ranks_is_ended(tmp_path, monkeypatch):
+    """Open MPI's does, now and then, when rank 0 was killed; and then it does not listen to SIGTERM."""
+    monkeypatch.setattr(launch, "_GRACE", 0.2)
+    monkeypatch.setattr(launch, "_HARD", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+    ends = iter([False, False, True])
+    status, asked = launch.run(
+        [sys.executable, "-c", deaf], tmp_path / "log", os.environ, lambda: 0.1, lambda: next(ends, True)
+    )
+    assert status < 0 and asked is None and "has not ended with its ranks" in (tmp_path / "log").read_text()
+    program = [sys.executable, "-c", "import time; time.sleep(1)"]
+    assert launch.run(program, tmp_path / "log", os.environ, lambda: 0.1, lambda: False) == (0, None)
