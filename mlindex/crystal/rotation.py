@@ -3,7 +3,7 @@
 A rotation is a proper orthogonal matrix (..., 3, 3) that acts on columns. Every function takes leading batch axes;
 those without a random generator or a group work on NumPy and JAX arrays alike, and keep the dtype.
 
-Sources: Shoemake, Graphics Gems III (1992) 124 (uniform rotations); Black, AIAA J. 2 (1964) 1291 (two vector pairs).
+Source: Shoemake, Graphics Gems III (1992) 124 (uniform rotations).
 """
 
 from __future__ import annotations
@@ -74,37 +74,6 @@ def rotation_angle(rotation: Float[Any, "*n 3 3"]) -> Float[Any, "*n"]:
     return 2 * xp.arctan2(half_sine, half_cosine) * (180 / np.pi)
 
 
-def rotation_between(u: Float[Any, "*n 3 3"], v: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
-    """The rotation R, in the frame that u and v lead to, with R u = v."""
-    return v @ _namespace(u).swapaxes(u, -1, -2)
-
-
-def _triad(first: Any, second: Any, xp: Any) -> Any:
-    normal = xp.cross(first, second)
-    axes = [first, normal, xp.cross(first, normal)]
-    return xp.stack([a / xp.sqrt(xp.sum(a * a, -1, keepdims=True)) for a in axes], -1)
-
-
-def rotation_from_pairs(
-    a1: Float[Any, "*n 3"], a2: Float[Any, "*n 3"], b1: Float[Any, "*n 3"], b2: Float[Any, "*n 3"]
-) -> Float[Any, "*n 3 3"]:
-    """The rotation that takes a1 to the direction of b1 and the half-plane of a2 to that of b2 (TRIAD).
-
-    Parallel vectors in a pair give NaN.
-    """
-    xp = _namespace(a1)
-    return _triad(b1, b2, xp) @ xp.swapaxes(_triad(a1, a2, xp), -1, -2)
-
-
-def rotation_from_vectors(
-    a: Float[Any, "*b n 3"], b: Float[Any, "*b n 3"], weight: Float[Any, "*b n"] | None = None
-) -> Float[Any, "*b 3 3"]:
-    """The rotation R with the least sum of weight |b - R a|^2 over n pairs (Kabsch, Acta Cryst. A32 (1976) 922)."""
-    xp = _namespace(a)
-    w = xp.ones_like(a[..., 0]) if weight is None else weight
-    return nearest_rotation(xp.swapaxes(b * w[..., None], -1, -2) @ a)
-
-
 def nearest_rotation(matrix: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
     """The proper rotation nearest to a matrix (the orthogonal factor of its polar decomposition)."""
     xp = _namespace(matrix)
@@ -112,14 +81,6 @@ def nearest_rotation(matrix: Float[Any, "*n 3 3"]) -> Float[Any, "*n 3 3"]:
     sign = xp.sign(xp.linalg.det(left @ right))[..., None]
     proper = xp.concatenate([left[..., :2], left[..., 2:] * sign[..., None]], -1)
     return proper @ right
-
-
-def polar_decomposition(matrix: Float[Any, "*n 3 3"]) -> tuple[Float[Any, "*n 3 3"], Float[Any, "*n 3 3"]]:
-    """(R, P) with matrix = R P, R a proper rotation and P symmetric; P is positive where det(matrix) is."""
-    xp = _namespace(matrix)
-    rotation = nearest_rotation(matrix)
-    p = xp.swapaxes(rotation, -1, -2) @ matrix
-    return rotation, (p + xp.swapaxes(p, -1, -2)) / 2
 
 
 # Generators of the rotations of each Laue class, in Cartesian axes with a* along x and b* in the plane xy: c (or the
