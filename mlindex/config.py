@@ -33,7 +33,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PowderSettings(Settings):
+class LocatedSettings(Settings):
+    """Settings with paths in them, which are relative to the campaign file, or to the working directory."""
+
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    def relative_to(self, folder: Path) -> LocatedSettings:
+        """The same settings, with their paths counted from `folder`."""
+        copy = self.model_copy()
+        copy._base = folder
+        return copy
+
+    def located(self, name: str) -> str:
+        """A path of these settings as seen from the working directory."""
+        return str(self._base / name)
+
+
+class PowderSettings(LocatedSettings):
     """What a user may choose for powder indexing."""
 
     effort: Literal["quick", "normal", "thorough"] = "normal"
@@ -44,6 +60,7 @@ class PowderSettings(Settings):
     solutions: int = Field(10, ge=1, le=100)  # reported for each list
     quantity: Quantity | None = None  # None: the file's header says
     wavelength: float | None = Field(None, gt=0)  # angstrom; None: the file's header says
+    geometry: str | None = None  # of stills, a CrystFEL .geom; None: that in the stream
     seed: int = Field(0, ge=0)
 
 
@@ -65,11 +82,8 @@ def _step(step: tuple[float, float] | None) -> tuple[float, float] | None:
     return step
 
 
-class LaueSettings(Settings):
-    """What a user may choose for Laue indexing. Paths are relative to the campaign file, or to the working directory.
-
-    The search has no random part, and so no seed.
-    """
+class LaueSettings(LocatedSettings):
+    """What a user may choose for Laue indexing. The search has no random part, and so no seed."""
 
     materials: tuple[str, ...] = ()  # names, CIFs, or NAME:SPACEGROUP:a,b,c,alpha,beta,gamma; one at least
     detector: str | None = None  # a .det, or a .cor with a footer; None: what each spot list says in its footer
@@ -83,17 +97,6 @@ class LaueSettings(Settings):
     scan: Annotated[tuple[int, int] | None, AfterValidator(_scan)] = None
     step: Annotated[tuple[float, float] | None, AfterValidator(_step)] = None  # micrometres, of rows, columns; None: 1
     neighbours: bool | None = None  # try the grains of the frame before, and above, first; None: in scans and stacks
-    _base: Path = PrivateAttr(default_factory=Path)
-
-    def relative_to(self, folder: Path) -> LaueSettings:
-        """The same settings, with their paths counted from `folder`."""
-        copy = self.model_copy()
-        copy._base = folder
-        return copy
-
-    def located(self, name: str) -> str:
-        """A path of these settings as seen from the working directory."""
-        return str(self._base / name)
 
 
 def _thicknesses(thickness: tuple[float, float]) -> tuple[float, float]:
@@ -102,9 +105,8 @@ def _thicknesses(thickness: tuple[float, float]) -> tuple[float, float]:
     return thickness
 
 
-class BlochSettings(Settings):
-    """What a user may choose for the inversion of LARBED patterns. Paths are relative to the campaign file, or to the
-    working directory."""
+class BlochSettings(LocatedSettings):
+    """What a user may choose for the inversion of LARBED patterns."""
 
     thickness_nm: Annotated[tuple[float, float], AfterValidator(_thicknesses)] = (5.0, 100.0)  # least, greatest
     # a CIF, or lines 'h k l re im' (1/angstrom^2); None: the CIF that the pattern names; "blind": neither
@@ -120,17 +122,6 @@ class BlochSettings(Settings):
     seconds: float = Field(1200.0, gt=0)  # a pattern: no new start after these, what is best by then is the answer
     seed: int = Field(0, ge=0)
     alternatives: int = Field(3, ge=0, le=100)  # other solutions that explain a pattern nearly as well, at most
-    _base: Path = PrivateAttr(default_factory=Path)
-
-    def relative_to(self, folder: Path) -> BlochSettings:
-        """The same settings, with their paths counted from `folder`."""
-        copy = self.model_copy()
-        copy._base = folder
-        return copy
-
-    def located(self, name: str) -> str:
-        """A path of these settings as seen from the working directory."""
-        return str(self._base / name)
 
 
 class CampaignSettings(Settings):
@@ -338,5 +329,5 @@ def read_campaign(path: Path | str) -> Campaign:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not valid TOML ({error}); correct that line") from None
     campaign = validated(Campaign, values, str(path))
-    there = {name: getattr(campaign, name).relative_to(path.parent) for name in ("laue", "bloch")}
+    there = {name: getattr(campaign, name).relative_to(path.parent) for name in ("powder", "laue", "bloch")}
     return campaign.model_copy(update=there)

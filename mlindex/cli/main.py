@@ -103,6 +103,10 @@ def index_powder(
         str | None,
         typer.Option(help="In angstrom, or a line such as CuKa1. Default: what the file says.", metavar="ANGSTROM"),
     ] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help="Stills: CrystFEL geometry. Default: that in the stream.", metavar="FILE.geom"),
+    ] = None,
     effort: Annotated[
         str | None,
         typer.Option(
@@ -140,7 +144,7 @@ def index_powder(
     """Index peak lists: ranked unit cells, without saying which lattice system to try.
 
     A list is text or CSV columns, .npy, JSON or GSAS-II .pkslst; in it, a line '# q2' (or q, d, tth) says what
-    its positions are, and '# wavelength 1.5406' the wavelength.
+    its positions are, and '# wavelength 1.5406' the wavelength. A measured pattern, or the spots of stills, will do.
     """
     from mlindex.config import PowderSettings, validated
 
@@ -153,6 +157,7 @@ def index_powder(
         "solutions": solutions,
         "quantity": quantity,
         "wavelength": None if wavelength is None else _angstrom(wavelength),
+        "geometry": geometry,
         "seed": seed,
     }
     chosen = {key: value for key, value in given.items() if value is not None}

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlindex.config import PowderSettings
 from mlindex.formats import peaks
+from mlindex.formats.crystfel import read_geometry
 from mlindex.formats.pattern import holds_pattern, read_pattern
 from mlindex.formats.spots import holds_spots
 from mlindex.powder.lines import Lines, lines_from_q2
@@ -71,6 +72,8 @@ class PowderStage:
 
     def __init__(self, settings: PowderSettings | None = None) -> None:
         self.settings = settings or PowderSettings()
+        name = self.settings.geometry
+        self._geometry = None if name is None else read_geometry(self.settings.located(name))
 
     def read(self, source: str) -> list[Item]:
         """The peak list in a file, or that of a measured pattern, or of the spots of stills that come with geometry.
@@ -82,7 +85,7 @@ class PowderStage:
     def _peaks(self, source: str) -> PeakList:
         quantity, wavelength = self.settings.quantity, self.settings.wavelength
         if holds_spots(source):
-            options = StillsOptions(wavelength=wavelength)
+            options = StillsOptions(geometry=self._geometry, wavelength=wavelength)
             return lines_of_stills([usable_spots(source, options)], Path(source).stem, options).peak_list()
         try:
             return peaks.read(source, quantity=quantity, wavelength=wavelength)

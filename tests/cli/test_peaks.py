@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlindex.cli.peaks import lines_of_cell
-from mlindex.config import PowderSettings
+from mlindex.config import PowderSettings, read_campaign
 from mlindex.formats import peaks
 from mlindex.powder.stage import PowderStage
 from mlindex.records import InputError
@@ -84,6 +84,22 @@ def test_the_stage_takes_a_stream_with_its_geometry(folder):
     assert item.attrs["wavelength"] is None and len(item.arrays["q2"]) > 10
     with pytest.raises(InputError, match="--geometry"):
         PowderStage(PowderSettings()).read(str(folder / "run.cxi"))
+
+
+def test_a_campaign_names_the_geometry_of_its_stills(run, folder):
+    text = '[campaign]\nstage = "powder"\ninputs = ["run.cxi"]\noutput = "o"\n[powder]\ngeometry = "{}"\n'
+    (folder / "campaign.toml").write_text(text.format("d.geom"))
+    stage = PowderStage(read_campaign(folder / "campaign.toml").powder)
+    (by_geometry,) = stage.read(str(folder / "run.cxi"))
+    (of_stream,) = PowderStage(PowderSettings()).read(str(folder / "run.stream"))
+    np.testing.assert_allclose(by_geometry.arrays["q2"], of_stream.arrays["q2"], rtol=1e-3)
+    answer = run("index", "powder", folder / "run.cxi", "--geometry", folder / "d.geom", "--json")
+    (solution, *_) = json.loads(answer.out)["solutions"]
+    assert answer.code == 0 and solution["bravais"] == "tP"
+    np.testing.assert_allclose(solution["cell"], CELLS["tP"][0], rtol=2e-3)
+    (folder / "campaign.toml").write_text(text.format("none.geom"))
+    with pytest.raises(InputError, match=r"none.geom: cannot be read"):
+        PowderStage(read_campaign(folder / "campaign.toml").powder)
 
 
 def test_lines_of_a_cell():

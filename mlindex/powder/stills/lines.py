@@ -178,8 +178,8 @@ def _from_q(spots: Spots, wavelength: Float[np.ndarray, " n"]) -> _Located:
     good = np.isfinite(spots.q) & (spots.q > 0)
     if not np.any(good):
         raise InputError(
-            f"{spots.source}: has pixels and no q; give --geometry FILE.geom, or --distance, --beam and --pixel, "
-            "with --wavelength"
+            f"{spots.source}: has pixels and no q; give --geometry FILE.geom (in a campaign, geometry in [powder]), or "
+            "to `mlindex peaks` --distance, --beam, --pixel and --wavelength"
         )
     return _Located(_chosen(spots, good), spots.q[good], spots.intensity[good], wavelength[good])
 
