@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -191,7 +190,7 @@ def states(
 ) -> Iterator[list[Judged]]:
     """What is found after each pass, most probable first, until the posterior ends the search.
 
-    `patience` divides the doubt at which it does.
+    `patience` divides the doubt at which it does; the others as for `search`.
     """
     wanted = [b for b in ORDER if not lattices or b in lattices]
     found: list[Judged] = []
@@ -213,7 +212,29 @@ def states(
         yield told
 
 
-def search(lines: Lines, **settings: Any) -> list[Judged]:
-    """The lattices that explain the lines, most probable first; one entry a lattice. Settings as for `states`."""
-    *_, found = states(lines, **settings)
+def search(
+    lines: Lines,
+    *,
+    effort: str = "normal",
+    lattices: Sequence[str] = (),
+    max_volume: float | None = None,
+    impurities: int = 3,
+    fit_zero: bool = True,
+    seed: int = 0,
+) -> list[Judged]:
+    """The lattices that explain the lines, most probable first; one entry a lattice.
+
+    `effort`: a key of `EFFORTS`. `lattices`: the Bravais lattices to try, all if empty. `max_volume`: largest
+    conventional cell in cubic angstrom. `impurities`: lines that a smaller relative of a good cell may leave
+    unexplained. `fit_zero`: fit a zero shift where the wavelength is known.
+    """
+    *_, found = states(
+        lines,
+        effort=effort,
+        lattices=lattices,
+        max_volume=max_volume,
+        impurities=impurities,
+        fit_zero=fit_zero,
+        seed=seed,
+    )
     return found
