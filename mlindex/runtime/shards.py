@@ -329,7 +329,9 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
             yield file, file[str(file.attrs["default"])], int(file["committed"][0])
     except (OSError, KeyError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: is not a readable results file ({detail}); delete it and resume the run") from None
+        ours = path.parent.name == "shards" or path.name == "results.h5"
+        advice = "resume its run, which makes it again" if ours else "give the folder of a run, or results of -o"
+        raise InputError(f"{path}: is not a readable results file ({detail}); {advice}") from None
 
 
 def _tables(group: h5py.Group) -> dict[str, tuple[Column, ...]]:

@@ -214,7 +214,7 @@ def test_unreadable_shards_are_named_and_left_out(tmp_path):
     (tmp_path / "shards" / "b-000.h5").write_bytes(whole[: len(whole) // 2])
     seen = survey(tmp_path)
     assert [path.name for path, _ in seen.unreadable] == ["b-000.h5", "c-000.h5"]
-    assert all(path.name in sentence and "delete it" in sentence for path, sentence in seen.unreadable)
+    assert all(path.name in sentence and "resume its run" in sentence for path, sentence in seen.unreadable)
     assert [r.id for r in read_results(build_master(tmp_path))] == ["i0", "i1"]
 
 
