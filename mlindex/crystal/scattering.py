@@ -18,10 +18,19 @@ import numpy as np
 from jaxtyping import Complex, Float, Int
 from numpy.typing import NDArray
 
-from mlindex.crystal.metric import CellLike, q2_from_hkl, reciprocal_metric_from_cell
+from mlindex.crystal.metric import (
+    CellLike,
+    direct_metric_from_cell,
+    matrix_from_metric,
+    q2_from_hkl,
+    reciprocal_metric_from_cell,
+)
 from mlindex.crystal.spacegroup import SpaceGroup, space_group_from_triplets
 
 _CHUNK = 4_000_000  # phases at a time
+# Angstrom within which images of an atom are one: those that only the digits of its coordinates part, and, where the
+# occupancy leaves no room for two, those that are too near to be two
+_ROUNDED, _OVERLAP = 0.05, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +51,8 @@ def structure_from_sites(
 ) -> Structure:
     """The atoms of the cell from those of the asymmetric unit, rows (element, x, y, z).
 
-    Images nearer than 1e-3 of an edge are one atom, so special positions count once. Raises `ValueError` for an
-    unknown element.
+    Images nearer than 1e-3 of an edge are one atom, so special positions count once (those that are written with few
+    digits: see `at_special_position`). Raises `ValueError` for an unknown element.
     """
     element: list[str] = []
     rows: list[NDArray] = []
@@ -61,6 +70,26 @@ def structure_from_sites(
         rows += [np.array([*image, weight, motion]) for image in kept]
     table = np.array(rows, np.float64).reshape(-1, 5)
     return Structure(tuple(element), table[:, :3], table[:, 3], table[:, 4])
+
+
+def at_special_position(
+    fraction: Float[np.ndarray, " 3"], group: SpaceGroup, cell: CellLike, occupancy: float = 1.0
+) -> Float[np.ndarray, " 3"]:
+    """The special position that a site is near to, as 1/3 for 0.333, or the site itself.
+
+    It is the mean of the site's images within 0.05 angstrom; within 0.5 where the site is more than half occupied, as
+    two such atoms have no room there. A disordered atom beside a special position, of 1/2 or less, stays as it is.
+    Source of the method: Grosse-Kunstleve & Adams, Acta Cryst. A58 (2002) 60 (the position from its site symmetry).
+    """
+    metric = matrix_from_metric(direct_metric_from_cell(np.asarray(cell, np.float64)))
+    reach = _OVERLAP if occupancy > 0.5 else _ROUNDED
+    place = np.asarray(fraction, np.float64)
+    for _ in range(3):  # once, unless an image is just about at the limit
+        change = group.rotation @ place + group.shift / 24 - place
+        change -= np.round(change)
+        near = np.einsum("mi,ij,mj->m", change, metric, change) < reach**2
+        place = place + change[near].mean(0)
+    return place
 
 
 def structure_factors(structure: Structure, cell: CellLike, hkl: Int[np.ndarray, "n 3"]) -> Complex[np.ndarray, " n"]:
@@ -111,7 +140,7 @@ def _space_group_of(small: Any) -> SpaceGroup:
 
 
 def crystal_from_cif(path: str | Path) -> Crystal:
-    """The first data block of a CIF that has a cell.
+    """The first data block of a CIF that has a cell; its atoms are on the special positions that they are near to.
 
     Raises `ValueError` (one sentence, without the file's name) for a file without a cell or a usable space group.
     """
@@ -128,7 +157,8 @@ def crystal_from_cif(path: str | Path) -> Crystal:
         sites = [s for s in small.sites if s.element.atomic_number > 0]
         if not sites:
             return Crystal(small.name or block.name, cell, group, None)
-        rows = [(s.element.name, s.fract.x % 1, s.fract.y % 1, s.fract.z % 1) for s in sites]
+        at = [at_special_position(np.array(s.fract.tolist()), group, cell, s.occ) for s in sites]
+        rows = [(s.element.name, *(place % 1)) for s, place in zip(sites, at, strict=True)]
         motion = [s.u_iso if np.isfinite(s.u_iso) and 0 <= s.u_iso < 1 else 0.0 for s in sites]
         structure = structure_from_sites(group, rows, [s.occ for s in sites], motion)
         return Crystal(small.name or block.name, cell, group, structure)

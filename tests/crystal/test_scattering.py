@@ -128,6 +128,49 @@ def test_atoms_of_a_cif(tmp_path):
             scattering.crystal_from_cif(path)
 
 
+def cif_of(symbol, cell, sites):
+    names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    head = "".join(f"_cell_{name} {value}\n" for name, value in zip(names, cell, strict=True))
+    columns = "".join(f"_atom_site_{k}\n" for k in ("label", "fract_x", "fract_y", "fract_z", "occupancy"))
+    return f"data_x\n{head}_symmetry_space_group_name_H-M '{symbol}'\nloop_\n{columns}" + "\n".join(sites) + "\n"
+
+
+SPECIAL = {
+    "ZnO": ("P 63 m c", (3.25, 3.25, 5.207, 90, 90, 120), "Zn1 {0} {1} 0 1|O1 {0} {1} .382 1", 4),
+    "AlB2": ("P 6/m m m", (3.005, 3.005, 3.257, 90, 90, 120), "Al1 0 0 0 1|B1 {0} {1} 0.5 1", 3),
+    "large": ("P -3 m 1", (14.2, 14.2, 9.1, 90, 90, 120), "Al1 0 0 .17 1|O1 {0} {1} .213 1|O2 0.2 0.4 .4 1", 10),
+    "half": ("P 63 m c", (3.25, 3.25, 5.207, 90, 90, 120), "Zn1 {0} {1} 0 0.5|Cd1 {0} {1} 0 0.5|O1 {0} {1} .382 1", 6),
+}
+
+
+@pytest.mark.parametrize("digits", [2, 3, 4])
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_positions_of_a_cif_may_be_written_with_few_digits(tmp_path, name, digits):
+    """Against the CIF with all its digits; the numbers of atoms are the multiplicities of Wyckoff's letters."""
+    symbol, cell, sites, count = SPECIAL[name]
+    rounded, cut = f"{2 / 3:.{digits}f}", f"{2 / 3 - 0.5 * 10**-digits:.{digits}f}"
+    exact, third = (f"{1 / 3:.15f}", f"{2 / 3:.15f}"), f"{1 / 3:.{digits}f}"
+    (tmp_path / "exact.cif").write_text(cif_of(symbol, cell, sites.format(*exact).split("|")))
+    expected = scattering.crystal_from_cif(tmp_path / "exact.cif").structure
+    assert len(expected.element) == count
+    for number, coordinates in enumerate(((third, rounded), (third, cut))):
+        path = tmp_path / f"{number}.cif"
+        path.write_text(cif_of(symbol, cell, sites.format(*coordinates).split("|")))
+        found = scattering.crystal_from_cif(path).structure
+        assert found.element == expected.element
+        squared = [scattering.intensities(one, cell, HKL[::5]) for one in (found, expected)]
+        np.testing.assert_allclose(*squared, atol=1e-9 * squared[1].max())
+
+
+def test_disordered_atoms_beside_a_special_position_stay_apart(tmp_path):
+    """The eight sites of titanium in BaTiO3, 0.1 angstrom apart, and oxygen on either side of a mirror."""
+    sites = ["Ba1 0 0 0 1", "Ti1 0.487 0.487 0.487 0.125", "O1 0.5 0.5 0.03 0.5"]
+    (tmp_path / "x.cif").write_text(cif_of("P m -3 m", (4.006,) * 3 + (90,) * 3, sites))
+    structure = scattering.crystal_from_cif(tmp_path / "x.cif").structure
+    assert [structure.element.count(e) for e in ("Ba", "Ti", "O")] == [1, 8, 6]
+    assert structure.occupancy.sum() == pytest.approx(1 + 1 + 3)
+
+
 CELLS = st.sampled_from([row[1] for row in TABLE.values()] + [(7.1, 7.9, 5.6, 89.9, 101.1, 106.0)])
 SMALL = st.lists(st.floats(-3e-3, 3e-3), min_size=6, max_size=6)
 
