@@ -19,6 +19,7 @@ from mlindex.formats.cif import number_with_esd
 from mlindex.formats.lauetools import DetFile, write_det
 from mlindex.laue.calibrate import PARAMETERS, UNITS, Calibrated, calibrated
 from mlindex.laue.geometry import Detector
+from mlindex.laue.search import positions
 from mlindex.laue.spots import SpotSettings, find_spots
 from mlindex.laue.stage import LaueStage, Spots
 from mlindex.records import InputError, Item
@@ -55,7 +56,12 @@ def _read(stage: LaueStage, files: Sequence[str]) -> tuple[list[tuple[Item, Spot
         for item in items:
             try:
                 (frame,) = stage.prepare([item])
-                frames.append((item, _with_spots(frame, stage.settings)))
+                frame = _with_spots(frame, stage.settings)
+                try:
+                    positions(frame.x, frame.y, frame.detector)
+                except InputError as error:
+                    raise InputError(f"{item.source}: {error}") from None
+                frames.append((item, frame))
             except InputError as error:
                 say(f"failed: {error}")
                 bad += 1

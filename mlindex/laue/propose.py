@@ -20,6 +20,7 @@ from mlindex.crystal.rotation import random_rotations
 from mlindex.laue.assign import visible
 from mlindex.laue.geometry import KEV_ANGSTROM, Detector
 from mlindex.laue.materials import Material, rays
+from mlindex.records import InputError
 
 _SINES = np.array([0.4, 0.55, 0.7, 0.85])  # of the Bragg angles over which a ray's intensity is averaged
 BEYOND = 1.35  # times the highest energy: how far spots are looked for that the material cannot have
@@ -65,7 +66,7 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
     """The rays of `material` that `detector` can see between `energy` (lowest, highest) keV; the last are kept.
 
     Rays are ordered by the intensity that all their orders in the band have together, |F|^2 lambda^2 / sin^2(theta)
-    for a flat spectrum, averaged over Bragg angles.
+    for a flat spectrum, averaged over Bragg angles. Raises `InputError` for a material that shows nothing there.
     """
     table = rays(material, energy[1], detector)
     number = np.arange(1, table.strength.shape[1] + 1)
@@ -89,6 +90,12 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
     }
     rng = np.random.default_rng(0)
     counts = [len(visible(u @ material.b, hkl, orders, detector.plane, energy)[0]) for u in random_rotations(rng, 9)]
+    typical = float(np.median(counts))
+    if not typical:
+        raise InputError(
+            f"{material.name} has {'hardly a' if len(hkl) else 'no'} reflection between {energy[0]:g} and "
+            f"{energy[1]:g} keV on this detector; check the energy band and the cell (angstrom)"
+        )
     return Crystal(
         material.b,
         hkl,
@@ -96,7 +103,7 @@ def crystal_of(material: Material, detector: Detector, energy: tuple[float, floa
         q / length[:, None],
         length * lowest * KEV_ANGSTROM / (2 * energy[1]),
         material.rotations,
-        float(np.median(counts)),
+        typical,
         lattice,
         np.array(
             [allowed.get(tuple(sorted((one, tuple(-i for i in one)))), 0) for one in map(tuple, lattice.tolist())]

@@ -305,6 +305,21 @@ def finished(scene: Scene, found: Found, material: Material, crystal: propose.Cr
     )
 
 
+def positions(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], detector: Detector) -> Float[np.ndarray, "n 2"]:
+    """`x` and `y` (px) side by side; raises `InputError` where they are not finite or off the detector."""
+    xy = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], 1)
+    ny, nx = detector.shape
+    if not np.isfinite(xy).all():
+        raise InputError("some spots have no finite position; give x and y of every spot in pixels")
+    outside = ((xy < -1) | (xy > np.array([nx, ny]) + 2)).any(1)
+    if outside.any():
+        raise InputError(
+            f"{outside.sum()} of {len(xy)} spots lie outside the {nx} x {ny} pixels of the detector; "
+            "give the calibration of this detector"
+        )
+    return xy
+
+
 def index_frame(
     x: Float[np.ndarray, " n"],
     y: Float[np.ndarray, " n"],
@@ -320,18 +335,10 @@ def index_frame(
 
     `x`, `y` (px) and `intensity` of the spots (None: they come brightest first), `energy` (lowest, highest) keV, at
     most `grains` of them. `guesses` are (number of the material, ub) of grains that may be there, as in a neighbouring
-    frame, and are tried first. Raises `InputError` where positions are not finite or off the detector.
+    frame, and are tried first. Raises `InputError` where positions are not finite or off the detector, and for a
+    material that shows nothing on it in this band.
     """
-    xy = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], 1)
-    ny, nx = detector.shape
-    if not np.isfinite(xy).all():
-        raise InputError("some spots have no finite position; give x and y of every spot in pixels")
-    outside = ((xy < -1) | (xy > np.array([nx, ny]) + 2)).any(1)
-    if outside.any():
-        raise InputError(
-            f"{outside.sum()} of {len(xy)} spots lie outside the {nx} x {ny} pixels of the detector; "
-            "give the calibration of this detector"
-        )
+    xy = positions(x, y, detector)
     if len(xy) < LEAST_SPOTS or not materials:
         return []
     band = (float(energy[0]), float(energy[1]))

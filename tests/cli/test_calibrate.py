@@ -66,6 +66,20 @@ def test_json(frame, tmp_path, run):
     assert one["id"] == "ge" and one["grains"][0]["n_matched"] == told["n_spots"] and told["n_grains"] == 1
 
 
+def test_a_file_with_spots_beside_the_detector_is_named_and_left_out(frame, tmp_path, run):
+    wide = frame_of("Ge", seed=2, detector=Detector(79.553, 979.32, 932.31, 0.37, 0.447, shape=(2600, 2600)))
+    other = write_frame(tmp_path / "other.cor", wide, footer=False)
+    lines = [line for line in frame.read_text().splitlines(keepends=True) if line.startswith("#")]
+    other.write_text(other.read_text() + "".join(lines))  # as the detector of the frame that is right
+    answer = run("calibrate", "laue", frame, other, "--material", "Ge")
+    assert answer.code == 1 and "1 grain in 1 of 1 frame" in answer.out
+    n = int(((wide.x > 2018) | (wide.y > 2020)).sum())
+    assert answer.err == (
+        f"failed: {other}: {n} of {len(wide.x)} spots lie outside the 2016 x 2018 pixels of the detector; "
+        "give the calibration of this detector\n"
+    )
+
+
 def test_what_is_not_determined_is_said(tmp_path, run):
     path = write_frame(tmp_path / "few.cor", frame_of("Cu", seed=4, detector=FAR, spurious=0.0))
     answer = run("calibrate", "laue", path, "--material", "Cu")
@@ -104,6 +118,10 @@ def test_bad_usage_is_one_sentence_and_status_2(frame, tmp_path, run):
         ([frame, "--material", "Ge", "-o", "/nowhere/new.det"], "/nowhere/new.det: cannot be written"),
         ([frame, "--material", "Gee"], "unknown material 'Gee'"),
         ([empty, "--material", "Ge"], "there is no frame to calibrate on"),
+        (
+            [frame, "--material", "Ge", "--energy", "1,2"],
+            "mlindex: Ge has no reflection between 1 and 2 keV on this detector; check the energy band and the cell",
+        ),
         ([bare, "--material", "Ge"], "there is no frame to calibrate on"),
         ([write_frame(tmp_path / "few.cor", noise), "--material", "Ge"], "no crystal of Ge explains the spots"),
     ):

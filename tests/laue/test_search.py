@@ -170,6 +170,19 @@ def test_bad_spots_are_named():
         search.index_frame(np.append(good, 2500.0), np.append(good, 5.0), None, DETECTOR, [material("Cu")])
 
 
+@pytest.mark.parametrize(
+    ("name", "band", "says"),
+    [
+        ("Cu", (1.0, 2.0), "Cu has no reflection between 1 and 2 keV"),  # lambda > 2 d of 111
+        ("Cu", (1.0, 4.6), "Cu has hardly a reflection between 1 and 4.6 keV"),
+        ("nm:F m -3 m:0.3615,0.3615,0.3615,90,90,90", (5.0, 23.0), "nm has no reflection .* check the .* cell"),
+    ],
+)
+def test_a_material_that_shows_nothing_is_named(name, band, says):
+    with pytest.raises(InputError, match=says):
+        indexed(simulated(["Cu"], seed=1), ["Cu", name], energy=band)
+
+
 def test_one_program_serves_all_frames_of_a_size():
     """Frames of other grains and other numbers of spots compile nothing anew."""
     indexed(simulated(["Cu"] * 2, seed=30), ["Cu"])
