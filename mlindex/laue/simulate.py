@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from mlindex.crystal.rotation import random_rotations
 from mlindex.crystal.strain import deviatoric_strain, u_from_ub, ub_from_strain
@@ -124,7 +125,7 @@ def bending_magnet(energy: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """A smooth spectrum, photons per unit energy (arbitrary scale), with its maximum near 10 keV and a mirror's cut-off
     near 23 keV."""
     rise = (energy / 10) ** 2 * np.exp(2 * (1 - energy / 10))
-    return rise / (1 + np.exp((energy - 24) / 1.0))
+    return rise * expit(24 - energy)
 
 
 def random_grains(

@@ -137,6 +137,13 @@ def test_frames_are_reproducible_and_may_be_empty():
     assert len(empty.x) == 0 and empty.hkl.shape == (0, 3)
 
 
+def test_the_spectrum_at_energies_far_beyond_the_band():
+    """Orders of rays that nearly graze the beam have them; half of the photons are left at the mirror's cut-off."""
+    energy = np.array([10.0, 24.0, 800.0, 1e13])
+    expected = [1 / (1 + np.exp(-14)), 2.4**2 * np.exp(-2.8) / 2, 0.0, 0.0]
+    np.testing.assert_allclose(simulate.bending_magnet(energy), expected, rtol=1e-12)
+
+
 def test_faint_spots_go_first():
     grains = simulate.random_grains(np.random.default_rng(1), [material("ZrO2")])
     clean = {"noise": 0.0, "dropped": 0.0, "spurious": 0.0}
