@@ -19,6 +19,7 @@ from mlindex.crystal.electrons import wavelength
 from mlindex.crystal.metric import CellLike, b_matrix_from_cell, checked_cell
 
 _SAME = 1e-9  # 1/A^2: |g|^2 that differ by less are one shell
+_WHOLE = 1e-6  # what a whole number may be off by
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,20 +92,30 @@ def zone_frame(cell: CellLike, zone: Sequence[int]) -> Float[np.ndarray, "3 3"]:
     return np.array([x, np.cross(z, x), z]) @ b
 
 
-def _within(cell: CellLike, g_max: float) -> Int[np.ndarray, "n 3"]:
+def _within(cell: CellLike, g_max: float, centring: Float[np.ndarray, "k 3"] | None = None) -> Int[np.ndarray, "n 3"]:
     b = b_matrix_from_cell(checked_cell(np.asarray(cell, np.float64)))
     reach = np.floor(g_max * np.linalg.norm(np.linalg.inv(b), axis=1) + 1e-9).astype(int)
     axes = [np.arange(-n, n + 1) for n in reach]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    hkl = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    if centring is None:
+        return hkl
+    phase = hkl @ np.asarray(centring, np.float64).T
+    return hkl[np.all(np.abs(phase - np.rint(phase)) < _WHOLE, axis=1)]
 
 
 def _q2(cell: CellLike, hkl: Int[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
     return np.sum((hkl @ b_matrix_from_cell(np.asarray(cell, np.float64)).T) ** 2, -1)
 
 
-def zone_beams(cell: CellLike, zone: Sequence[int], g_max: float) -> Int[np.ndarray, "n 3"]:
-    """The beams of the zero-order zone with |g| <= `g_max` (1/A), by |g| and then in lexicographic order."""
-    hkl = _within(cell, g_max)
+def zone_beams(
+    cell: CellLike, zone: Sequence[int], g_max: float, centring: Float[np.ndarray, "k 3"] | None = None
+) -> Int[np.ndarray, "n 3"]:
+    """The beams of the zero-order zone with |g| <= `g_max` (1/A), by |g| and then in lexicographic order.
+
+    `centring`: translations of the lattice, in parts of the cell. They leave out the hkl that are no points of the
+    reciprocal lattice; what glides and screws extinguish is excited by way of others, and stays.
+    """
+    hkl = _within(cell, g_max, centring)
     hkl = hkl[hkl @ np.asarray(zone, np.int64) == 0]
     q2 = _q2(cell, hkl)
     keep = q2 <= g_max**2 + _SAME
@@ -112,8 +123,10 @@ def zone_beams(cell: CellLike, zone: Sequence[int], g_max: float) -> Int[np.ndar
     return hkl[np.lexsort((*hkl.T[::-1], q2))]
 
 
-def shell_beams(cell: CellLike, zone: Sequence[int], count: int) -> Int[np.ndarray, "n 3"]:
-    """The first full shells of the zero-order zone that hold `count` beams.
+def shell_beams(
+    cell: CellLike, zone: Sequence[int], count: int, centring: Float[np.ndarray, "k 3"] | None = None
+) -> Int[np.ndarray, "n 3"]:
+    """The first full shells of the zero-order zone that hold `count` beams; `centring` as for `zone_beams`.
 
     Raises `ValueError`, one sentence that names the nearest numbers, where no shell ends at that number.
     """
@@ -124,7 +137,9 @@ def shell_beams(cell: CellLike, zone: Sequence[int], count: int) -> Int[np.ndarr
     b = b_matrix_from_cell(checked_cell(np.asarray(cell, np.float64)))
     area = np.linalg.norm(np.linalg.inv(b).T @ primitive) * np.linalg.det(b)  # 1/A^2 a beam, in the zone
     g_max = np.sqrt((count + 8) * area / np.pi)
-    while len(hkl := zone_beams(cell, zone, g_max)) <= count:  # one beam more, so that the last shell is known to end
+    while (
+        len(hkl := zone_beams(cell, zone, g_max, centring)) <= count
+    ):  # one beam more, so that the last shell is known to end
         g_max *= 1.3
     q2 = _q2(cell, hkl)
     ends = np.flatnonzero(np.diff(q2) > _SAME) + 1
@@ -132,7 +147,7 @@ def shell_beams(cell: CellLike, zone: Sequence[int], count: int) -> Int[np.ndarr
         return hkl[:count]
     while not len(above := ends[ends > count]):
         g_max *= 1.3
-        ends = np.flatnonzero(np.diff(_q2(cell, zone_beams(cell, zone, g_max))) > _SAME) + 1
+        ends = np.flatnonzero(np.diff(_q2(cell, zone_beams(cell, zone, g_max, centring))) > _SAME) + 1
     near = [*ends[ends < count][-1:], above[0]]
     raise ValueError(
         f"no full shell of the zone {list(zone)} holds {count} beams; the nearest hold {' and '.join(map(str, near))}"
@@ -185,10 +200,11 @@ def higher_zone_beams(
     voltage_kv: float,
     g_max: float,
     s_max: float,
+    centring: Float[np.ndarray, "k 3"] | None = None,
 ) -> Int[np.ndarray, "n 3"]:
     """The beams outside the zero-order zone with |g| <= `g_max` (1/A) whose excitation error |s_g| falls to `s_max`
-    (1/A) or less at some tilt (mrad); by |g| and then in lexicographic order."""
-    hkl = _within(cell, g_max)
+    (1/A) or less at some tilt (mrad); by |g| and then in lexicographic order. `centring` as for `zone_beams`."""
+    hkl = _within(cell, g_max, centring)
     hkl = hkl[hkl @ np.asarray(zone, np.int64) != 0]
     q2 = _q2(cell, hkl)
     hkl = hkl[q2 <= g_max**2 + _SAME]

@@ -32,6 +32,13 @@ def random_u(
     return np.concatenate([half, np.zeros(d % 2), half[::-1].conj()]).astype(np.complex128)
 
 
+def centring(crystal: Crystal) -> Float[np.ndarray, "k 3"]:
+    """The translations of a crystal's lattice that are none of its cell, in parts of the cell; (0, 3): primitive."""
+    pure = np.all(crystal.group.rotation == np.eye(3, dtype=np.int64), axis=(1, 2))
+    shift = crystal.group.shift[pure]
+    return shift[shift.any(1)] / 24
+
+
 def crystal_u(
     crystal: Crystal, geometry: Geometry, voltage_kv: float, absorption: float = 0.0
 ) -> Complex[np.ndarray, " d"]:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+_LARGEST_INDEX = 1e6  # of a zone axis
+
 
 def _numbers(text: str, count: int, option: str, example: str) -> list[float]:
     from mlindex.records import InputError
@@ -34,7 +36,10 @@ def simulate_larbed(
     ] = None,
     cell: Annotated[str | None, typer.Option(help="Needed without a CIF.", metavar="a,b,c,alpha,beta,gamma")] = None,
     zone: Annotated[str, typer.Option(help="Zone axis.", metavar="u,v,w")] = "0,0,1",
-    beams: Annotated[int, typer.Option(min=1, help="Beams: full shells of the zero-order zone.")] = 13,
+    beams: Annotated[
+        int,
+        typer.Option(min=1, help="Beams: full shells of the zero-order zone; of a CIF those that its centring allows."),
+    ] = 13,
     steps: Annotated[
         int, typer.Option(min=0, help="Tilts i, j with i^2 + j^2 <= STEPS^2; 12, 16, 18 give 441, 797, 1009.")
     ] = 12,
@@ -74,10 +79,19 @@ def simulate_larbed(
         raise InputError("simulate larbed: --absorption needs --cif; given structure factors are taken as they are")
     if random is not None and not random > 0:
         raise InputError(f"--random: {random} must be positive (1/A^2); the thesis has 0.2")
-    axis = [int(v) for v in _numbers(zone, 3, "--zone", "0,0,1")]
+    axis = _numbers(zone, 3, "--zone", "0,0,1")
+    if not all(abs(v) < _LARGEST_INDEX and v == int(v) for v in axis):  # nan among those that are not
+        raise InputError(f"--zone: {zone!r} are not three whole numbers; give them as 0,0,1")
     lattice = None if cell is None else _numbers(cell, 6, "--cell", "3.905,3.905,3.905,90,90,90")
     zones = None if higher is None else _numbers(higher, 2, "--higher-zones", "2.5,0.01")
-    options = {"cif": cif, "given": given, "random": random, "lattice": lattice, "axis": axis, "beams": beams}
+    options = {
+        "cif": cif,
+        "given": given,
+        "random": random,
+        "lattice": lattice,
+        "axis": [int(v) for v in axis],
+        "beams": beams,
+    }
     options |= {"steps": steps, "angle": angle, "thickness": 10 * thickness, "voltage": voltage}
     options |= {"absorption": absorption, "higher": zones, "counts": counts, "seed": seed}
     try:
@@ -95,9 +109,12 @@ def _write(output: Path, *, cif: Any, given: Any, random: Any, lattice: Any, axi
     import mlindex
     from mlindex.bloch import beams, simulate
     from mlindex.crystal.scattering import crystal_from_cif
-    from mlindex.formats.larbed import read_u, write_larbed
+    from mlindex.formats.larbed import checked_edges, checked_voltage, read_u, write_larbed
     from mlindex.runtime import device
 
+    checked_voltage(options["voltage"], origin="--voltage")
+    if lattice is not None:
+        checked_edges(lattice, origin="--cell")
     device.apply()
     rng = np.random.default_rng(options["seed"])
     try:
@@ -109,11 +126,12 @@ def _write(output: Path, *, cif: Any, given: Any, random: Any, lattice: Any, axi
         raise ValueError("--cell differs from that of the CIF by more than 5 %; leave one of them out")
     tilt, _ = beams.tilt_disc(options["steps"], options["angle"])
     at: dict[str, Any] = {"cell": cell, "zone": axis, "voltage_kv": options["voltage"]}
-    hkl = beams.shell_beams(cell, axis, options["beams"])
+    centring = None if crystal is None else simulate.centring(crystal)
+    hkl = beams.shell_beams(cell, axis, options["beams"], centring)
     if options["higher"] is not None:
         g_max, s_max = options["higher"]
-        more = beams.higher_zone_beams(cell, axis, tilt, voltage_kv=options["voltage"], g_max=g_max, s_max=s_max)
-        hkl = np.vstack([hkl, more])
+        limits = {"voltage_kv": options["voltage"], "g_max": g_max, "s_max": s_max}
+        hkl = np.vstack([hkl, beams.higher_zone_beams(cell, axis, tilt, **limits, centring=centring)])
     geometry = beams.geometry(hkl, tilt, **at)
     if crystal is not None:
         u = simulate.crystal_u(crystal, geometry, options["voltage"], options["absorption"])

@@ -11,6 +11,7 @@ and `intensity` (without noise).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _MRAD = {"mrad": 1.0, "milliradian": 1.0, "rad": 1e3, "radian": 1e3, "deg": _DEG
 _NORMALISED = 0.02  # sums over the beams this near 1 (median over the tilts) are left as they are
 _SUM = 1.1  # and a fraction of the intensity may be in beams that were not recorded, but not more than all of it
 _LARGEST_TILT = 500.0  # mrad
+_SHORT = 1.5  # A: no crystal has all three edges below it, and most have in nm
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +77,8 @@ def read_larbed(path: Path | str) -> Larbed:
             tilt = _tilt(group, _dataset(group, "tilt", "tilts by 2"))
             _matches(intensity, hkl, tilt)
             intensity, scale = _fractions(intensity, bool(group.attrs.get("normalised", False)))
-            voltage = _voltage(group)
-            cell = checked_cell(
+            voltage = checked_voltage(float(_attribute(group, "voltage_kV", 1, "the accelerating voltage in kV")[0]))
+            cell = checked_edges(
                 _attribute(group, "cell", 6, "a, b, c, alpha, beta, gamma"), origin="the attribute cell"
             )
             zone = _zone(group, hkl)
@@ -87,6 +89,24 @@ def read_larbed(path: Path | str) -> Larbed:
             raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); copy it again") from None
     name = Path(path).name
     return Larbed(name, str(path), intensity, hkl, tilt, voltage, cell, zone, scale, **words)
+
+
+def checked_voltage(value: float, *, origin: str = "voltage_kV") -> float:
+    """The voltage (kV); raises `ValueError`, one sentence naming `origin`, for volts and for what is none."""
+    if value >= 5000:
+        raise ValueError(f"{origin} is {value:g}, which looks like volts; give kV")
+    if not value >= 1:  # nan among them
+        raise ValueError(f"{origin} is {value:g}; electrons of at least 1 kV are expected")
+    return value
+
+
+def checked_edges(cell: Sequence[float] | NDArray[np.float64], *, origin: str) -> NDArray[np.float64]:
+    """The cell (6,); raises `ValueError`, one sentence naming `origin`, for one that is none or has edges in nm."""
+    checked = checked_cell(cell, origin=origin)
+    if np.all(checked[:3] < _SHORT):
+        edges = ", ".join(f"{edge:g}" for edge in checked[:3])
+        raise ValueError(f"{origin}: edges of {edges} look like nanometres; give them in angstrom")
+    return checked
 
 
 def read_truth(path: Path | str) -> Truth | None:
@@ -206,15 +226,6 @@ def _attribute(group: Any, name: str, count: int, what: str) -> NDArray[np.float
         given = _text(group.attrs[name])
         raise ValueError(f"the attribute {name} must hold {count} finite number{'s' * (count > 1)}, not {given}")
     return values
-
-
-def _voltage(group: Any) -> float:
-    (value,) = _attribute(group, "voltage_kV", 1, "the accelerating voltage in kV")
-    if value >= 5000:
-        raise ValueError(f"voltage_kV is {value:g}, which looks like volts; give kV")
-    if value < 1:
-        raise ValueError(f"voltage_kV is {value:g}; electrons of at least 1 kV are expected")
-    return float(value)
 
 
 def _zone(group: Any, hkl: NDArray[np.int64]) -> NDArray[np.int64]:

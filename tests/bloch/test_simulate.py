@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlindex.bloch.beams import Geometry, geometry, shell_beams, tilt_disc
+from mlindex.bloch.beams import Geometry, geometry, shell_beams, tilt_disc, zone_beams
 from mlindex.bloch.propagate import intensities
 from mlindex.bloch.simulate import counted, crystal_u, given_u, random_u, simulate_pattern
 from mlindex.cli.main import main
@@ -159,6 +159,52 @@ def test_the_command_with_a_crystal_noise_absorption_and_higher_zones(run, tmp_p
     assert np.count_nonzero(read_larbed(path).hkl @ [1, 1, 0]) > 0
 
 
+def of_aluminium(a: str = "4.0496", group: str = "F m -3 m", sites: str = "Al1 Al 0 0 0") -> str:
+    """A cubic CIF with one kind of atom."""
+    head, _ = CIF.split("Sr1 Sr")
+    return head.replace("3.905", a).replace("P m -3 m", group) + sites + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "count", "kept"),
+    [
+        (of_aluminium(), (0, 0, 1), 13, [[0, 0, 0], [2, 0, 0], [2, 2, 0], [4, 0, 0]]),
+        (
+            of_aluminium("2.8665", "I m -3 m", "Fe1 Fe 0 0 0"),
+            (0, 0, 1),
+            13,
+            [[0, 0, 0], [1, 1, 0], [2, 0, 0], [2, 2, 0]],
+        ),
+        # 200 of diamond is extinguished by a glide, and excited by way of others: it stays
+        (of_aluminium("5.431", "F d -3 m :1", "Si1 Si 0 0 0"), (0, 1, 1), 7, [[0, 0, 0], [1, 1, -1], [2, 0, 0]]),
+    ],
+)
+def test_beams_that_the_centring_forbids_are_left_out(run, tmp_path, text, zone, count, kept):
+    """The law: among all beams those that are left out are dark, and without them the others are as they were."""
+    (tmp_path / "a.cif").write_text(text)
+    options = ("--cif", tmp_path / "a.cif", "--zone", ",".join(map(str, zone)), "--steps", 3)
+    wanted = {tuple(sorted(map(abs, hkl))) for hkl in kept}
+    crystal = crystal_from_cif(tmp_path / "a.cif")
+    assert run(*options, "--beams", count, "-o", tmp_path / "a.h5")[0] == 0
+    read, truth = read_larbed(tmp_path / "a.h5"), read_truth(tmp_path / "a.h5")
+    assert {tuple(sorted(map(abs, hkl))) for hkl in read.hkl.tolist()} == wanted
+    g_max = np.linalg.norm(read.hkl, axis=1).max() / crystal.cell[0]
+    at = geometry(zone_beams(crystal.cell, zone, g_max), read.tilt, cell=read.cell, zone=zone, voltage_kv=120.0)
+    every = intensities(crystal_u(crystal, at, 120.0), at, truth.thickness)
+    place = {tuple(hkl): k for k, hkl in enumerate(at.hkl.tolist())}
+    there = [place.pop(tuple(hkl)) for hkl in read.hkl.tolist()]
+    assert len(place) >= 4 and every[:, list(place.values())].max() < 1e-20
+    np.testing.assert_allclose(every[:, there], truth.intensity, atol=1e-11)
+
+
+def test_no_beam_of_a_higher_zone_is_forbidden_by_the_centring(run, tmp_path):
+    (tmp_path / "a.cif").write_text(of_aluminium())
+    options = ("--cif", tmp_path / "a.cif", "--steps", 3, "--beams", 5, "--higher-zones", "2.5,0.01")
+    assert run(*options, "-o", tmp_path / "a.h5")[0] == 0
+    hkl = read_larbed(tmp_path / "a.h5").hkl
+    assert len(np.unique(hkl[:, 2])) > 1 and np.all((hkl % 2 == hkl[:, :1] % 2).all(1))
+
+
 def test_the_command_with_given_structure_factors(run, tmp_path):
     (tmp_path / "u").write_text("1 0 0 0.05 0.01\n0 1 0 0.04 0\n1 1 0 0.03 -0.02\n")
     assert run("--u", tmp_path / "u", *CELL, "--beams", 5, "-o", tmp_path / "a.h5")[0] == 0
@@ -177,7 +223,13 @@ def test_the_command_with_given_structure_factors(run, tmp_path):
         (("--random", 0.2, "--cell", "1,2,3"), "not 6 numbers"),
         (("--random", 0.2, *CELL, "--zone", "0,0,0"), "not all zero"),
         (("--random", 0.2, *CELL, "--beams", 12), "nearest hold 9 and 13"),
-        (("--random", 0.2, *CELL, "--voltage", 0), "voltage must be positive"),
+        (("--random", 0.2, *CELL, "--zone", "0.5,0.5,1"), "'0.5,0.5,1' are not three whole numbers"),
+        (("--random", 0.2, *CELL, "--zone", "nan,0,1"), "are not three whole numbers"),
+        (("--random", 0.2, *CELL, "--zone", "inf,0,1"), "are not three whole numbers"),
+        (("--random", 0.2, *CELL, "--voltage", 0), "--voltage is 0; electrons of at least 1 kV"),
+        (("--random", 0.2, *CELL, "--voltage", "nan"), "--voltage is nan; electrons of at least 1 kV"),
+        (("--random", 0.2, *CELL, "--voltage", 120000), "--voltage is 120000, which looks like volts; give kV"),
+        (("--random", 0.2, "--cell", "0.3905,0.3905,0.3905,90,90,90"), "look like nanometres; give them in angstrom"),
         (("--random", 0.2, *CELL, "--counts", 0), "noise needs"),
         (("--random", 0.2, *CELL, "--absorption", 0.1), "--absorption needs --cif"),
         (("--random", 0.2, *CELL, "--range", 0), "positive range"),

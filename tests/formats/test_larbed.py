@@ -161,6 +161,7 @@ UNKNOWN[3, 0] = np.nan
         (attribute("voltage_kV", "high"), "1 finite number, not high"),
         (lambda f: f["larbed"].attrs.__delitem__("cell"), "lacks the attribute cell"),
         (attribute("cell", [3.9, 3.9, 3.9]), "cell must hold 6 finite numbers"),
+        (attribute("cell", [0.3905, 0.3905, 0.3905, 90, 90, 90]), "0.3905, 0.3905, 0.3905 look like nanometres"),
         (attribute("cell", [3.9, -3.9, 3.9, 90, 90, 90]), "edges must be finite and positive"),
         (attribute("cell", [3.9, 3.9, 3.9, 10, 10, 170]), "no cell has the angles"),
         (lambda f: f["larbed"].attrs.__delitem__("zone_axis"), "lacks the attribute zone_axis"),
