@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,10 +17,10 @@ from mlindex.config import LaueSettings
 from mlindex.formats.cif import number_with_esd
 from mlindex.formats.lauetools import DetFile, write_det
 from mlindex.laue.calibrate import PARAMETERS, UNITS, Calibrated, calibrated
+from mlindex.laue.frame import Spots, crowded, with_spots
 from mlindex.laue.geometry import Detector
 from mlindex.laue.search import positions
-from mlindex.laue.spots import SpotSettings, find_spots
-from mlindex.laue.stage import LaueStage, Spots
+from mlindex.laue.stage import LaueStage
 from mlindex.records import InputError, Item
 from mlindex.report.laue_export import calibration_of
 from mlindex.report.tables import printer, say
@@ -30,16 +29,6 @@ from mlindex.runtime import device
 _NOTABLE = 0.5  # correlations that are worth a line
 _ROUGH = 20  # degrees of freedom below which the scatter of the spots says little about their errors
 _DIGITS = (4, 2, 2, 4, 4)
-
-
-def _with_spots(frame: Spots, settings: LaueSettings) -> Spots:
-    """The frame with the spots of its image found."""
-    if frame.image is None:
-        return frame
-    found = find_spots(frame.image, SpotSettings(threshold=settings.threshold), saturation=frame.saturation)
-    x, y, bright = (np.asarray(a, np.float64) for a in (found.x, found.y, found.intensity))
-    keep = np.sort(np.argsort(-bright, kind="stable")[: settings.max_spots])
-    return dataclasses.replace(frame, x=x[keep], y=y[keep], intensity=bright[keep], image=None)
 
 
 def _read(stage: LaueStage, files: Sequence[str]) -> tuple[list[tuple[Item, Spots]], int]:
@@ -56,11 +45,13 @@ def _read(stage: LaueStage, files: Sequence[str]) -> tuple[list[tuple[Item, Spot
         for item in items:
             try:
                 (frame,) = stage.prepare([item])
-                frame = _with_spots(frame, stage.settings)
+                frame = with_spots(frame, stage.settings)
                 try:
                     positions(frame.x, frame.y, frame.detector)
                 except InputError as error:
                     raise InputError(f"{item.source}: {error}") from None
+                if frame.crowded:
+                    say(f"{item.source}: {crowded(frame, stage.settings)}")
                 frames.append((item, frame))
             except InputError as error:
                 say(f"failed: {error}")

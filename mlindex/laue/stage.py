@@ -7,7 +7,6 @@ frame, which is read when it is worked on and not before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from mlindex.config import LaueSettings
 from mlindex.formats import lauetools
 from mlindex.formats.images import count_frames, read_image
 from mlindex.formats.lauetools import Calibration
+from mlindex.laue.frame import Spots, brightest, crowded, with_spots
 from mlindex.laue.geometry import (
     Detector,
     detector_from_calibration,
@@ -31,7 +31,7 @@ from mlindex.laue.materials import Material, material, rays
 from mlindex.laue.record import laue_record, strain_norm
 from mlindex.laue.search import LEAST_SPOTS, Grain, index_frame
 from mlindex.laue.simulate import spots_of
-from mlindex.laue.spots import SMALLEST, SpotSettings, find_spots
+from mlindex.laue.spots import SMALLEST
 from mlindex.laue.votes import agreed
 from mlindex.records import Column, InputError, Item, Result, Schema, Status
 
@@ -76,20 +76,6 @@ _SPOTS = (
 )
 _IMAGES = (b"{", b"###CBF")  # how images begin that have a text for a header
 _CONTROL = bytes({*range(9), *range(14, 32)})  # no text has these
-
-
-@dataclass(frozen=True, eq=False)
-class Spots:
-    """A frame that is ready: `x`, `y` (n,) px and `intensity` (n,) of its spots, or its `image` (ny, nx)."""
-
-    source: str
-    detector: Detector
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    intensity: NDArray[np.float64]
-    image: NDArray[np.float32] | None = None
-    saturation: float | None = None
-    name: str = ""  # of the frame, where its source has more than one; with its number, by which neighbours are known
 
 
 def is_image(source: str) -> bool:
@@ -258,27 +244,14 @@ class LaueStage:
         if not {"x", "y", "intensity"} <= set(item.arrays):
             raise InputError(f"{item.source}: has neither spots nor an image; give a spot list or an image")
         x, y, bright = (np.asarray(item.arrays[key], np.float64) for key in ("x", "y", "intensity"))
-        return self._strongest(Spots(item.source, _detector(item.attrs), x, y, bright))
-
-    def _strongest(self, spots: Spots) -> Spots:
-        """The brightest of the spots, in the order that they had."""
-        most = self.settings.max_spots
-        if len(spots.x) <= most:
-            return spots
-        keep = np.sort(np.argsort(-spots.intensity, kind="stable")[:most])
-        place = (spots.x[keep], spots.y[keep], spots.intensity[keep])
-        return Spots(spots.source, spots.detector, *place, name=spots.name)
+        return brightest(Spots(item.source, _detector(item.attrs), x, y, bright), self.settings.max_spots)
 
     def kernel(self, prepared: list[Spots]) -> list[tuple[Spots, list[Grain]]]:
         """The spots and the grains of each frame. One frame fills the device, so frames go one by one."""
         return [self._indexed(frame) for frame in prepared]
 
     def _indexed(self, frame: Spots) -> tuple[Spots, list[Grain]]:
-        if frame.image is not None:
-            chosen = SpotSettings(threshold=self.settings.threshold)
-            found = find_spots(frame.image, chosen, saturation=frame.saturation)
-            x, y, bright = (np.asarray(a, np.float64) for a in (found.x, found.y, found.intensity))
-            frame = self._strongest(Spots(frame.source, frame.detector, x, y, bright, name=frame.name))
+        frame = with_spots(frame, self.settings)
         if len(frame.x) < LEAST_SPOTS:
             return frame, []
         try:
@@ -331,7 +304,8 @@ class LaueStage:
         """One result an item, its grains best first."""
         results = []
         for item, (frame, grains) in zip(items, out, strict=True):
-            reason = "" if grains else self._why(len(frame.x))
+            told = ("" if grains else self._why(len(frame.x)), crowded(frame, self.settings))
+            reason = "; ".join(part for part in told if part)
             status = Status.SOLVED if grains else Status.UNSOLVED
             results.append(Result(item.id, item.source, status, reason, tables=self._tables(frame, grains)))
         return results

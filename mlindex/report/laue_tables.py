@@ -45,7 +45,7 @@ def frame_table(result: Result) -> RenderableType:
             f"{grain['rms_px']:.3f}",
             number_with_esd(value, esd if np.isfinite(esd) else 0.0, 2),
         )
-    return Group(table)
+    return Group(table, *([Text(f"   {record['reason']}")] if "reason" in record else []))
 
 
 def frame_tally(results: Sequence[Result]) -> str:

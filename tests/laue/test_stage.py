@@ -15,14 +15,17 @@ from mlindex import stage as stages
 from mlindex.config import LaueSettings, read_campaign
 from mlindex.crystal.rotation import misorientation
 from mlindex.formats import lauetools
+from mlindex.laue import frame as frames
 from mlindex.laue import search
 from mlindex.laue import stage as laue
+from mlindex.laue.frame import Spots
 from mlindex.laue.geometry import kf_from_q, pixel_from_direction
 from mlindex.laue.materials import material
 from mlindex.laue.record import laue_record, strain_norm
 from mlindex.laue.simulate import render_image
+from mlindex.laue.spots import Spots as FoundSpots
 from mlindex.laue.votes import agreed
-from mlindex.records import InputError, Status
+from mlindex.records import InputError, Item, Status
 from tests.laue.frames import BAND, DETECTOR, SMALL, frame_of, true_grains, write_frame
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lauetools"
@@ -287,7 +290,32 @@ def test_only_the_brightest_spots(tmp_path, known):
     made = stage("Si", max_spots=20)
     result = stages.solve(made, made.read(str(write_frame(tmp_path / "f.cor", frame))))[0]
     assert calls[0]["n"] == 20 and result.tables["spots"]["intensity"].min() >= np.sort(frame.intensity)[-20] - 1e-6
-    assert result.reason == "no crystal of Si explains the 20 spots better than chance between 5 and 23 keV"
+    assert result.reason == (
+        "no crystal of Si explains the 20 spots better than chance between 5 and 23 keV; "
+        "only the 20 brightest spots were used (max_spots = 20)"
+    )
+
+
+@pytest.mark.parametrize(("most", "there"), [(9000, 20_000), (9000, 8500), (500, 600), (500, 400)])
+def test_a_crowded_image(most, there, known, monkeypatch):
+    """As many of its spots as were asked for, the brightest, and a sentence where these are not all."""
+    bright = np.random.default_rng(0).permutation(np.arange(1.0, there + 1))
+
+    def find(image, settings, saturation):  # as the kernel: no more than it has room for
+        few = np.sort(bright)[::-1][: settings.max_spots]
+        columns = np.broadcast_to(few, (10, len(few)))
+        return FoundSpots(*columns[:9], np.zeros(len(few), int), overflow=there > settings.max_spots)
+
+    monkeypatch.setattr(frames, "find_spots", find)
+    known(frame_of("Si", dropped=0.5, spurious=0.0))
+    made = stage("Si", max_spots=most)
+    nothing, image = np.empty(0), np.zeros((64, 64), np.float32)
+    (out,) = made.kernel([Spots("a.tif", SMALL, nothing, nothing, nothing, image)])
+    assert np.array_equal(np.sort(out[0].intensity), np.sort(bright)[-most:])
+    (result,) = made.finish([Item("a", "a.tif")], [out])
+    assert result.status is Status.SOLVED
+    says = f"only the {most} brightest spots were used (max_spots = {most})"
+    assert result.reason == (says if there > most else "")
 
 
 def test_a_frame_for_real_and_one_of_another_material(tmp_path):

@@ -13,9 +13,10 @@ from mlindex.config import LaueSettings
 from mlindex.crystal.rotation import misorientation
 from mlindex.crystal.strain import cell_from_ub
 from mlindex.formats import lauetools
+from mlindex.laue.frame import Spots
 from mlindex.laue.geometry import sample_from_lab
 from mlindex.laue.materials import material
-from mlindex.laue.stage import LaueStage, Spots
+from mlindex.laue.stage import LaueStage
 from mlindex.records import InputError, Item, Result, failed
 from mlindex.report.export import cif_text, csv_lines, json_lines, write_files
 from mlindex.report.laue_tables import frame_table
@@ -130,6 +131,11 @@ def test_table(results, capsys):
     assert [row[:2] for row in rows] == [["0", "ZrO2"], ["1", "Cu"]]
     matched = int(results[0].tables["grains"]["n_matched"][0])
     assert rows[0][2] == f"{matched}/{matched + 3}" and "(" in rows[0][-1]
+
+
+def test_the_table_says_what_there_is_to_say_of_a_frame(results, capsys):
+    printer().print(frame_table(dataclasses.replace(results[0], reason="only the 20 brightest spots were used")))
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "only the 20 brightest spots were used"
 
 
 @pytest.fixture(scope="module")
