@@ -218,7 +218,7 @@ def simulate_laue(
     grains: Annotated[
         int, typer.Option(min=0, help="Grains a frame, of the materials in turn, in any orientation.")
     ] = 1,
-    frames: Annotated[int, typer.Option(min=1)] = 1,
+    frames: Annotated[int | None, typer.Option(min=1, help="How many. Default: 1.")] = None,
     image: Annotated[bool, typer.Option("--image", help="Also write a 16-bit TIFF of each frame.")] = False,
     detector: Annotated[
         str | None,
@@ -251,10 +251,13 @@ def simulate_laue(
     )
     if scan is not None:
         from mlindex.cli import maps
+        from mlindex.records import InputError
 
+        if frames is not None:
+            raise InputError("simulate laue: --scan says how many frames there are; leave out --frames")
         chosen = maps.shape_from_text(scan), maps.step_from_text(step)
         raise typer.Exit(maps.simulate_scan(recipe, *chosen, output, image))
-    raise typer.Exit(laue.simulate_laue(recipe, frames, output, image))
+    raise typer.Exit(laue.simulate_laue(recipe, 1 if frames is None else frames, output, image))
 
 
 simulate.command("larbed")(simulate_larbed)

@@ -173,6 +173,9 @@ def map_run(
 
     `grains`: so many of the largest grains have pictures and maps of their own. Raises `InputError`.
     """
+    for option, value in (("--tilt", tilt), ("--limit", limit)):
+        if not math.isfinite(value):
+            raise InputError(f"{option} {value}: is no angle; give it in degrees")
     canvas.check()
     laue_maps_colour.check()
     maps, problems, settings = read_maps(run, shape, step, tilt=tilt, limit=limit)

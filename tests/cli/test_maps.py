@@ -240,6 +240,8 @@ def test_a_seed_makes_the_same_scan_again(scan, run, tmp_path):
         (["RUN", "-o", "maps", "--scan", "4,0"], "--scan 4,0: is no scan"),
         (["RUN", "-o", "maps", "--step", "1,-1"], "--step 1,-1: is no step"),
         (["RUN", "-o", "maps", "--scan", "4,4"], "has 20 frames, and a scan of 4 x 4 has room for 16"),
+        (["RUN", "-o", "maps", "--tilt", "nan"], "--tilt nan: is no angle; give it in degrees"),
+        (["RUN", "-o", "maps", "--limit", "inf"], "--limit inf: is no angle"),
         (["RUN", "-o", "c.toml/maps"], "c.toml/maps: cannot be written to"),
     ],
 )
@@ -253,6 +255,12 @@ def test_bad_usage_is_one_sentence_and_status_2(scan, run, monkeypatch, argument
 def test_a_scan_of_no_grains(run, tmp_path):
     answer = run("simulate", "laue", "--material", "Cu", "--scan", "2,2", "--grains", "0", "-o", tmp_path)
     assert answer.code == 2 and "--grains 0: a scan has one grain a frame at least" in answer.err
+
+
+def test_a_scan_has_as_many_frames_as_it_has_places(run, tmp_path):
+    answer = run("simulate", "laue", "--material", "Cu", "--scan", "1,2", "--frames", "5", "-o", tmp_path / "sim")
+    assert answer.code == 2 and "--scan says how many frames there are; leave out --frames" in answer.err
+    assert not (tmp_path / "sim").exists()
 
 
 def test_texts_of_options():
