@@ -1,4 +1,4 @@
-"""How large an R factor the counting noise of a pattern explains, and which R says that a fit is right.
+"""How large a residual the counting noise of a pattern explains, and which R says that a fit is right.
 
 Where all beams are recorded, their sum over the beams is the same at every tilt, and what it varies by is noise: with
 counting noise, whose variance is q I for an intensity I and q the fraction that one electron is, the variance of the
@@ -20,6 +20,8 @@ from mlindex.bloch.beams import Geometry
 
 MODEL_R = 0.02  # what scattering factors and the choice of beams may cost: a few times what programs differ by
 _NOISE_FACTOR = 1.5  # R against that of the noise; wrong minima of noisy patterns have several times as much
+_MODEL_RMS = 0.05  # of the diffracted beams: what models may be off by, as MODEL_R where half of the beam is diffracted
+_QUANTUM = 12.0  # over the root of the number of tilts: the part of itself that `quantum` may be too small by
 _ROUNDING = 1e-14  # below this it is no noise
 _MAD = 1.4826  # of a normal distribution, standard deviation over the median absolute deviation
 _MUCH = 2.0  # the quantum from the sums over that from opposite tilts, beyond which intensity leaves the beams
@@ -86,3 +88,21 @@ def r_of_noise(intensity: Float[np.ndarray, "m n"], one: float) -> float:
 def largest_r(noise: float) -> float:
     """The R factor up to which a fit counts as right, where noise explains `noise`."""
     return MODEL_R + _NOISE_FACTOR * noise
+
+
+def diffracted(
+    observed: Float[np.ndarray, "m n"], model: Float[np.ndarray, "m n"], one: float, origin: int
+) -> tuple[float, float]:
+    """What the diffracted beams of a fit are off by, and the most that counts as right.
+
+    Both are root mean squares, as parts of that of these beams; nan where they are dark. `origin`: the place of the
+    direct beam. The squares of counting noise of quantum `one` sum to the intensity times `one`, however few the counts
+    are; the quantum is known as well as the number of tilts allows.
+    """
+    seen, fitted = np.delete(observed, origin, 1), np.delete(model, origin, 1)
+    power = float((seen**2).sum())
+    if not power > 0:
+        return float("nan"), 0.0
+    left = float(((seen - fitted) ** 2).sum())
+    counting = (1 + _QUANTUM / np.sqrt(len(seen))) * one * float(seen.sum()) / power
+    return float(np.sqrt(left / power)), float(np.sqrt(_MODEL_RMS**2 + counting))

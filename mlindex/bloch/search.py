@@ -28,7 +28,7 @@ from mlindex.bloch.beams import Geometry
 from mlindex.bloch.crystals import likely
 from mlindex.bloch.jacobian import parameters_from_u, u_from_parameters
 from mlindex.bloch.judge import Solution, origin_pair, r_factor, uncertainties, uniqueness, weighted_r, with_origin
-from mlindex.bloch.noise import largest_r, quantum, r_of_noise
+from mlindex.bloch.noise import diffracted, largest_r, quantum, r_of_noise
 from mlindex.bloch.propagate import intensities
 from mlindex.bloch.starts import simplest_first
 from mlindex.bloch.symmetry import centred, hypotheses, twofold
@@ -214,7 +214,7 @@ def invert(
             # The first start of an arm compiles, which says nothing of what the next one takes
             arm.spent += (time.monotonic() - clock) if arm.turns > 1 else 1e-3
             over = seconds is not None and time.monotonic() - began > seconds
-            if over or (found and float(found[0][0].r_factor) < enough):
+            if over or (found and float(found[0][0].r_factor) < enough and _tells_all(*found[0], problem)):
                 break
         if not found:  # nothing came near: the best of what there is, as good as it gets
             arm, state = min(((a, a.best) for a in arms if a.best), key=lambda one: float(one[1].r_factor))
@@ -222,6 +222,12 @@ def invert(
             lowest = float(found[0][0].cost)
         kept = [one for one in found if float(one[0].cost) <= _KEPT * lowest + 1e-12][:_REPORTED]
         return _distinct([_solution(*_settled(*one, arms, problem, rng), problem) for one in kept])
+
+
+def _tells_all(state: refine.State, _agreement: int, arm: Arm, problem: _Problem) -> bool:
+    """Whether the diffracted beams are explained too, where the direct beam makes R small; dark ones have no more."""
+    off, most = diffracted(problem.observed, _modelled(state.x, arm, problem), problem.quantum, problem.geometry.origin)
+    return not off > most
 
 
 def _with(

@@ -15,6 +15,7 @@ from mlindex.bloch.beams import Geometry, geometry
 from mlindex.bloch.judge import Solution
 from mlindex.bloch.record import bloch_record
 from mlindex.bloch.simulate import crystal_u, given_u
+from mlindex.bloch.verdict import why_not
 from mlindex.config import BlochSettings
 from mlindex.crystal.scattering import crystal_from_cif
 from mlindex.formats.larbed import Larbed, read_larbed, read_u
@@ -178,7 +179,7 @@ class BlochStage:
             raise InputError(f"{item.source}: {error}") from None
         _check_shells(pattern, at)
         m, n = at.shape
-        unknown = len(at.dhkl) // (2 if self.settings.real else 1)  # Re and Im of half of them, and the thickness
+        unknown = self._unknown(at)
         if n < 2:
             raise InputError(f"{item.source}: has the direct beam alone, which tells no structure factor; record more")
         if m * n < unknown:
@@ -187,6 +188,9 @@ class BlochStage:
                 "record more tilts"
             )
         return Prepared(pattern, at, self._start(pattern, at))
+
+    def _unknown(self, at: Geometry) -> int:
+        return len(at.dhkl) // (2 if self.settings.real else 1)  # Re and Im of half of them, and the thickness
 
     def _start(self, pattern: Larbed, at: Geometry) -> NDArray[np.complex128] | None:
         if self.settings.start == BLIND:
@@ -220,16 +224,23 @@ class BlochStage:
         ]
 
     def finish(self, items: Sequence[Item], out: list[list[Solution]]) -> list[Result]:
-        """One result an item, its solutions best first; unsolved where noise explains far less than what is left."""
+        """One result an item, its solutions best first; unsolved where `verdict` says why."""
         results = []
         for item, ranked in zip(items, out, strict=True):
             pattern = self._prepared(item)
             found = ranked[: 1 + self.settings.alternatives]
             one = noise.quantum(pattern.pattern.intensity, pattern.geometry)
             explained = noise.r_of_noise(found[0].intensity, one)
-            reason = _why(found[0], explained)
-            if reason and not self.settings.fit_scale and not _adds_up(pattern.pattern):
-                reason += "; the intensities do not add up to the incident beam: fit their scale (fit_scale)"
+            misses = not self.settings.fit_scale and not _adds_up(pattern.pattern)
+            reason = why_not(
+                found[0],
+                pattern.pattern.intensity,
+                pattern.geometry.origin,
+                quantum=one,
+                unknown=self._unknown(pattern.geometry),
+                limits_nm=self.settings.thickness_nm,
+                hint="; the intensities do not add up to the incident beam: fit their scale (fit_scale)" * misses,
+            )
             tables = _tables(pattern, found, explained)
             status = Status.UNSOLVED if reason else Status.SOLVED
             results.append(Result(item.id, item.source, status, reason, tables=tables))
@@ -260,15 +271,6 @@ def _check_shells(pattern: Larbed, at: Geometry) -> None:
 
 def _adds_up(pattern: Larbed) -> bool:
     return pattern.scale == 1 and abs(float(np.median(pattern.intensity.sum(1))) - 1) < _SUM
-
-
-def _why(best: Solution, explained: float) -> str:
-    """Why the best solution is none; empty where it is one."""
-    limit = noise.largest_r(explained)
-    if best.r_factor <= limit:  # and not where it is nan
-        return ""
-    told = f"noise explains {explained:.3g}" if explained else "no noise is seen that explains it"
-    return f"the best fit has R = {best.r_factor:.3g}, and {told}; an R up to {limit:.3g} would be a solution"
 
 
 def _of_solution(solution: Solution) -> dict[str, Any]:
