@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mlindex.crystal.strain import deviatoric_strain
 from mlindex.records import Result
+
+_UNSTRAINED = 1e-6  # what the steps of a rotation leave is 1e-7; what is significant is 1e-5 or more
 
 # In the order in which they are printed; all are columns of the table "grains"
 FIELDS = (
@@ -28,7 +31,8 @@ FIELDS = (
 def strain_norm(strain: Float[np.ndarray, "3 3"], esd: Float[np.ndarray, "3 3"]) -> tuple[float, float]:
     """The Frobenius norm of a symmetric strain and its standard uncertainty, the six components taken as independent.
 
-    Where the strain is nothing, the uncertainty is that of its components together.
+    Where the strain is nothing, the uncertainty is that of its components together. A norm is never negative: without
+    any strain it is about twice its uncertainty, for all the errors of the components add to it (see `strain_size`).
     """
     norm = float(np.linalg.norm(strain))
     off = 2 - np.eye(3)  # a component off the diagonal stands there twice, and moves both
@@ -36,6 +40,21 @@ def strain_norm(strain: Float[np.ndarray, "3 3"], esd: Float[np.ndarray, "3 3"])
     if norm == 0:
         return 0.0, float(np.sqrt(np.sum(upper * off * esd**2)))
     return norm, float(np.sqrt(np.sum(upper * (off * strain / norm * esd) ** 2)))
+
+
+def strain_size(strain: Float[np.ndarray, "*n 3 3"], esd: Float[np.ndarray, "*n 3 3"]) -> Any:
+    """The Frobenius norm of symmetric strains less what their errors add to it, (*n,).
+
+    The square of a measured norm exceeds the true one by the sum of the variances, on average and however the errors
+    are correlated. Zero where it is less than that.
+    """
+    return np.sqrt(np.maximum(np.sum(strain**2 - esd**2, (-1, -2)), 0.0))
+
+
+def strain_is_real(ub: Float[np.ndarray, "3 3"], cell: Float[np.ndarray, " 6"]) -> bool:
+    """Whether the F test of `refine.measured` found a grain strained: the reported `ub` is of its unstrained `cell`
+    where it did not."""
+    return bool(np.abs(deviatoric_strain(ub, cell)).max() > _UNSTRAINED)
 
 
 def _plain(value: Any) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from mlindex.formats.cif import number_with_esd
-from mlindex.laue.record import laue_record, strain_norm
+from mlindex.laue.record import laue_record, strain_is_real, strain_norm, strain_size
 from mlindex.records import Result, Status
 
 _COLUMNS = ("material", "matched", "rate", "score", "rms (px)", "strain (1e-3)")
@@ -20,7 +22,9 @@ def frame_table(result: Result) -> RenderableType:
     """The grains of one frame, best first; one line if there is none.
 
     matched: spots of the grain over those that it should have on the detector; rate: their ratio; strain: the
-    Frobenius norm of the deviatoric strain, its standard uncertainty in parentheses.
+    Frobenius norm of the deviatoric strain less what errors add to it (`strain_size`), its standard uncertainty in
+    parentheses. Of a strain that is not significant, by the F test that also decides whether `ub` has it, what it is
+    below: the norm and twice its uncertainty.
     """
     record = laue_record(result)
     if result.status is Status.FAILED:
@@ -35,7 +39,6 @@ def frame_table(result: Result) -> RenderableType:
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "material" else "right", overflow="fold")
     for rank, grain in enumerate(grains):
-        value, esd = strain_norm(1e3 * np.array(grain["strain"]), 1e3 * np.array(grain["strain_esd"], float))
         table.add_row(
             str(rank),
             grain["material"],
@@ -43,9 +46,19 @@ def frame_table(result: Result) -> RenderableType:
             f"{grain['match_rate']:.0%}",
             f"{grain['score']:.0f}",
             f"{grain['rms_px']:.3f}",
-            number_with_esd(value, esd if np.isfinite(esd) else 0.0, 2),
+            _strain(grain, result.tables["grains"]["cell"][rank]),
         )
     return Group(table, *([Text(f"   {record['reason']}")] if "reason" in record else []))
+
+
+def _strain(grain: Mapping[str, Any], cell: NDArray[np.float64]) -> str:
+    strain, errors = (1e3 * np.array(grain[name], float) for name in ("strain", "strain_esd"))
+    norm, esd = strain_norm(strain, errors)
+    if not np.isfinite(esd):
+        return number_with_esd(norm, 0.0, 2)
+    if not strain_is_real(np.array(grain["ub"]), cell):
+        return f"<{norm + 2 * esd:.2g}"
+    return number_with_esd(float(strain_size(strain, errors)), esd)
 
 
 def frame_tally(results: Sequence[Result]) -> str:

@@ -13,6 +13,7 @@ from mlindex.crystal.strain import deviatoric_strain, u_from_ub, ub_from_strain
 from mlindex.laue import assign, refine
 from mlindex.laue.geometry import Detector
 from mlindex.laue.materials import material, rays
+from mlindex.laue.record import strain_is_real, strain_norm, strain_size
 from mlindex.laue.simulate import spots_of
 
 DETECTOR = Detector(79.553, 979.32, 932.31, 0.37, 0.447)
@@ -119,6 +120,27 @@ def test_strain_is_unbiased_and_its_uncertainty_right(system):
     assert (np.abs(errors.mean(0)) < 4 * errors.std(0) / np.sqrt(12) + 1e-6).all()
     assert 0.6 < pulls.std() < 1.6
     assert np.median(turns) < 0.02
+
+
+@pytest.mark.parametrize("name", ["Si", "ZrO2"])
+def test_the_size_of_a_strain_is_without_bias_and_none_is_real_where_there_is_none(name):
+    """Squares of sizes are those of the truth on average, and a strain that is not real is below its norm and 2 esd."""
+    rng, chosen = np.random.default_rng(8), material(name)
+    for strain, share in ((0.0, 0.0), (1e-4, None), (1e-3, 1.0)):
+        excess, real, below, noise = [], [], [], []
+        for _ in range(60):
+            ub, _, e, hkl, xy = grain(rng, chosen, strain)
+            found = refine.measured(ub, hkl, xy + rng.normal(scale=0.2, size=xy.shape), PLANE, chosen, sigma=0.2)
+            norm, esd = strain_norm(found.strain, found.strain_esd)
+            size = float(strain_size(found.strain, found.strain_esd))
+            assert size <= norm
+            excess.append(norm**2 - (found.strain_esd**2).sum() - (e**2).sum())
+            noise.append((found.strain_esd**2).sum())
+            real.append(strain_is_real(found.ub, chosen.cell))
+            below.append(real[-1] or np.linalg.norm(e) < norm + 2 * esd)
+        assert abs(np.mean(excess)) < 3 * np.std(excess) / np.sqrt(60) + 0.15 * np.mean(noise), strain
+        assert share is None or np.mean(real) == share
+        assert np.mean(below) > 0.95
 
 
 def test_strain_that_is_not_there_does_not_blur_the_orientation():

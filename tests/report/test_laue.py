@@ -133,6 +133,16 @@ def test_table(results, capsys):
     assert rows[0][2] == f"{matched}/{matched + 3}" and "(" in rows[0][-1]
 
 
+def test_a_strain_is_shown_without_what_errors_add_or_as_what_it_is_below(results, capsys):
+    grains = {name: values.copy() for name, values in results[0].tables["grains"].items()}
+    grains["strain"][:] = np.diag([2e-3, -1e-3, -1e-3])
+    grains["strain_esd"][:] = 4e-4
+    grains["ub"][1] = grains["u"][1] @ material("Cu").b
+    printer().print(frame_table(dataclasses.replace(results[0], tables={**results[0].tables, "grains": grains})))
+    shown = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert shown == ["2.1(4)", "<3.2"]  # sqrt(6 - 9 0.4^2) of a norm of sqrt(6), whose uncertainty is 0.4
+
+
 def test_the_table_says_what_there_is_to_say_of_a_frame(results, capsys):
     printer().print(frame_table(dataclasses.replace(results[0], reason="only the 20 brightest spots were used")))
     assert capsys.readouterr().out.splitlines()[-1].strip() == "only the 20 brightest spots were used"

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from mlindex.laue.record import strain_size
+
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")
 _ROW = np.array([0, 1, 2, 1, 0, 0])
 _COLUMN = np.array([0, 1, 2, 2, 2, 1])
@@ -37,13 +39,17 @@ def turned_esd(esd: Float[np.ndarray, "n 3 3"], rotation: Float[np.ndarray, "n 3
     return np.sqrt(variance)
 
 
-def equivalent(strain: Float[np.ndarray, "n 3 3"]) -> NDArray[np.float64]:
-    """The equivalent (von Mises) strain of deviatoric strains, sqrt(2/3 e:e), (n,)."""
-    return np.sqrt(2 / 3 * np.sum(strain**2, (-1, -2)))
+def equivalent(strain: Float[np.ndarray, "n 3 3"], esd: Float[np.ndarray, "n 3 3"]) -> NDArray[np.float64]:
+    """The equivalent (von Mises) strain of deviatoric strains, sqrt(2/3 e:e), (n,), less what their errors add to it
+    (see `strain_size`)."""
+    return np.sqrt(2 / 3) * strain_size(strain, esd)
 
 
 def equivalent_esd(strain: Float[np.ndarray, "n 3 3"], esd: Float[np.ndarray, "n 3 3"]) -> NDArray[np.float64]:
-    """Standard uncertainty (n,) of the equivalent strain, the components independent; without strain that of all."""
+    """Standard uncertainty (n,) of the equivalent strain, the components independent; without strain that of all.
+
+    It is that of a strain well above it. Of one that is not, it says how large a strain goes unseen.
+    """
     twice = np.where(np.eye(3) > 0, 1.0, 2.0)
     norm = np.sqrt(np.sum(strain**2, (-1, -2)))
     safe = np.where(norm > 0, norm, 1.0)[..., None, None]

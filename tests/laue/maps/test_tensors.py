@@ -81,18 +81,34 @@ def test_uncertainties_by_draws():
     spread = tensors.turned(draw, np.broadcast_to(rotation, draw.shape)).std(0)
     np.testing.assert_allclose(tensors.turned_esd(esd[None], rotation[None])[0], spread, rtol=0.02)
     np.testing.assert_allclose(tensors.turned_esd(esd[None], np.eye(3)[None])[0], esd, rtol=1e-12)
-    assert tensors.equivalent_esd(strain[None], esd[None])[0] == pytest.approx(tensors.equivalent(draw).std(), rel=0.02)
+    assert tensors.equivalent_esd(strain[None], esd[None])[0] == pytest.approx(
+        tensors.equivalent(draw, 0 * draw).std(), rel=0.02
+    )
 
 
 def test_equivalent_strain():
     """In uniaxial stress without change of volume it is the strain along the axis (von Mises)."""
     strain = np.diag([1.0, -0.5, -0.5]) * 2e-3
-    assert tensors.equivalent(strain[None])[0] == pytest.approx(2e-3)
+    assert tensors.equivalent(strain[None], np.zeros((1, 3, 3)))[0] == pytest.approx(2e-3)
     esd = np.full((3, 3), 1e-4)
     for one in (strain, np.zeros((3, 3))):
         norm, spread = strain_norm(one, esd)
-        assert tensors.equivalent(one[None])[0] == pytest.approx(np.sqrt(2 / 3) * norm)
+        assert tensors.equivalent(one[None], 0 * esd[None])[0] == pytest.approx(np.sqrt(2 / 3) * norm)
         assert tensors.equivalent_esd(one[None], esd[None])[0] == pytest.approx(np.sqrt(2 / 3) * spread)
+
+
+def test_errors_add_nothing_to_the_equivalent_strain():
+    """The mean square over draws is that of the true strain, with errors as correlated as those of deviators are."""
+    rng = np.random.default_rng(1)
+    basis = np.array([deviator(rng, 1e-4) for _ in range(5)])
+    noise = np.einsum("nk,kij->nij", rng.normal(size=(40_000, 5)), basis)
+    esd = np.broadcast_to(np.sqrt((basis**2).sum(0)), noise.shape)
+    strain = deviator(rng, 1e-3)
+    found, plain = (tensors.equivalent(strain + noise, e) for e in (esd, 0 * esd))
+    true = tensors.equivalent(strain[None], 0 * esd[:1])[0]
+    assert np.mean(found**2) == pytest.approx(true**2, rel=2e-3) and np.mean(plain**2) > 1.01 * true**2
+    none = tensors.equivalent(noise, esd)
+    assert 0.3 < np.mean(none == 0) < 0.8 and np.mean(none > 2 * tensors.equivalent_esd(noise, esd)) < 0.25
 
 
 def test_six_components_by_name():
