@@ -176,16 +176,13 @@ def holohedry(system: str) -> NDArray[np.int64]:
     """
     rank = SYSTEMS[system].n_free
     generic = metric_from_free(np.array([1.0, 1.7, 2.9, 0.31, 0.43, 0.59])[:rank], system)
-    if rank == 2:
-        generic = metric_from_free(np.array([1.0, 1.7]), system)
     elements = np.stack(np.meshgrid(*[np.array([-1, 0, 1])] * 9, indexing="ij"), -1).reshape(-1, 3, 3)
     matrix = matrix_from_metric(generic)
     image = np.einsum("nij,jk,nlk->nil", elements.astype(float), matrix, elements.astype(float))
     found = elements[np.all(np.abs(image - matrix) < 1e-9, axis=(1, 2))]
     operations = found.astype(np.int64)  # W G* W^T = G* is what hkl' = hkl W must keep
     if system == "rhombohedral":
-        trial = np.array([[1, 0, 1], [0, 1, -1], [-1, 1, 1], [3, 0, 0]]) @ np.eye(3, dtype=np.int64)
-        trial = trial[allowed(trial, "R")]
+        trial = np.array([[1, 0, 1], [0, 1, -1], [-1, 1, 1], [3, 0, 0]])  # of the lattice
         operations = operations[np.all(allowed(trial @ operations, "R"), axis=1)]
     operations.setflags(write=False)
     return operations
