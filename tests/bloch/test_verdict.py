@@ -73,21 +73,18 @@ def test_a_pattern_without_a_crystal_is_unsolved_whatever_fits_it(background, co
     assert "\n" not in result.reason and "fit_scale" not in result.reason
 
 
-def test_a_search_between_wrong_limits_does_not_end_with_the_first_small_r(monkeypatch):
-    """At 20 nm the weak pattern is found, and the search ends there; above 28 nm nothing ends it but its starts."""
-    at = square(5, 6)
+def test_a_search_does_not_end_with_a_small_r_that_is_of_the_direct_beam(monkeypatch):
+    """The first start beyond 28 nm ends at 63 nm, its R that of noise; the others find the 20 nm of the truth."""
+    at = square(5, 5)
     right, _ = weak(at, 0)
-    seen = counted(np.random.default_rng(0), right, 1e5)
-    begun = []
-    grown = search._grown
-    monkeypatch.setattr(search, "_grown", lambda *given: begun.append(1) or grown(*given))
-    monkeypatch.setattr(search, "_STARTS", 12)
-    found = search.invert(seen, at, thickness=(100.0, 400.0))[0]
-    assert reason(seen, found.intensity, at, found.thickness) == "" and len(begun) < 12
-    assert found.thickness == pytest.approx(200.0, abs=3)
-    begun.clear()
+    seen = counted(np.random.default_rng(0), right, 1e4)
+    monkeypatch.setattr(search, "_STARTS", 8)
     found = search.invert(seen, at, thickness=(280.0, 500.0))[0]
-    assert "the diffracted beams are off" in reason(seen, found.intensity, at, found.thickness) and len(begun) == 12
+    off, most = noise.diffracted(seen, found.intensity, noise.quantum(seen, at), at.origin)
+    assert off < most and found.thickness == pytest.approx(200.0, abs=5)
+    assert "a thickness of 20" in verdict.why_not(
+        *(found, seen, at.origin), quantum=noise.quantum(seen, at), unknown=len(at.dhkl), limits_nm=(28.0, 50.0)
+    )
 
 
 @pytest.mark.parametrize(("thickness", "inside"), [(40.0, False), (99.5, True), (1005.0, True), (1100.0, False)])
