@@ -8,6 +8,7 @@ Source: International Tables for Crystallography C (1992), section 6.1.1 (f, fou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,8 @@ def _space_group_of(small: Any) -> SpaceGroup:
 def crystal_from_cif(path: str | Path) -> Crystal:
     """The first data block of a CIF that has a cell; its atoms are on the special positions that they are near to.
 
-    Raises `ValueError` (one sentence, without the file's name) for a file without a cell or a usable space group.
+    Raises `ValueError` (one sentence, without the file's name) for a file without a cell or a usable space group,
+    and for an atom without coordinates.
     """
     try:
         document = gemmi.cif.read(str(path))
@@ -157,6 +159,9 @@ def crystal_from_cif(path: str | Path) -> Crystal:
         sites = [s for s in small.sites if s.element.atomic_number > 0]
         if not sites:
             return Crystal(small.name or block.name, cell, group, None)
+        for site in sites:
+            if not all(math.isfinite(v) for v in site.fract.tolist()):
+                raise ValueError(f"its atom {site.label} has no coordinates; give them, or take the atom out")
         at = [at_special_position(np.array(s.fract.tolist()), group, cell, s.occ) for s in sites]
         rows = [(s.element.name, *(place % 1)) for s, place in zip(sites, at, strict=True)]
         motion = [s.u_iso if np.isfinite(s.u_iso) and 0 <= s.u_iso < 1 else 0.0 for s in sites]

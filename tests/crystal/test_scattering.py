@@ -162,6 +162,12 @@ def test_special_positions_of_a_cif_may_be_written_with_few_digits(tmp_path, nam
         np.testing.assert_allclose(*squared, atol=1e-9 * squared[1].max())
 
 
+def test_an_atom_without_coordinates_is_named(tmp_path):
+    (tmp_path / "x.cif").write_text(cif_of("P m -3 m", (4.006,) * 3 + (90,) * 3, ["Ba1 0 0 0 1", "O7 ? ? . 1"]))
+    with pytest.raises(ValueError, match="its atom O7 has no coordinates"):
+        scattering.crystal_from_cif(tmp_path / "x.cif")
+
+
 def test_disordered_atoms_beside_a_special_position_stay_apart(tmp_path):
     """The eight sites of titanium in BaTiO3, 0.1 angstrom apart, and oxygen on either side of a mirror."""
     sites = ["Ba1 0 0 0 1", "Ti1 0.487 0.487 0.487 0.125", "O1 0.5 0.5 0.03 0.5"]
