@@ -46,7 +46,7 @@ EFFORTS: dict[str, tuple[Pass, ...]] = {
     "quick": _QUICK,
     "normal": (
         *_QUICK,
-        Pass(0.035, FEW, 300, screened=1024, searched=32, dominant=True, free=(4, 6), doubt=0.01),
+        Pass(0.035, FEW, 300, screened=1024, searched=32, dominant=True, free=(4, 6), doubt=0.002),
         Pass(0.05, FEW, 500, screened=4096, free=(4, 6), doubt=0.1),
         Pass(0.05, FEW, 300, screened=2048, zeros=_SHIFTS, surveyed=True, doubt=0.25),
         Pass(0.06, FEW, 500, searched=assign.MOST_LINES, dominant=True, free=(2, 3), doubt=0.5),
