@@ -85,6 +85,19 @@ def _writable(output: Path) -> None:
         raise InputError(f"{output}: cannot be written; give the name of a file in a folder that exists")
 
 
+def _write(output: Path, name: str, stage: Any, results: Sequence[Result], settings: Settings) -> None:
+    attributes = shards.provenance(name, {name: settings.model_dump(mode="json")})
+    try:
+        shards.write_results(output, name, stage.schema, results, attributes)
+    except OSError as error:
+        for left in output.parent.glob(f"*.{glob.escape(output.stem)}-{os.getpid()}-*"):  # what it was made of
+            left.unlink(missing_ok=True)
+        detail = (error.strerror or str(error)).splitlines()[0]
+        raise InputError(
+            f"{output}: cannot be written ({detail}); free space or give a file elsewhere, and index again"
+        ) from None
+
+
 def index_files(
     name: str,
     settings: Settings,
@@ -126,10 +139,9 @@ def index_files(
         interrupted = True
     finally:
         progress.stop()
-    if output is not None:
-        attributes = shards.provenance(name, {name: settings.model_dump(mode="json")})
-        shards.write_results(output, name, stage.schema, results, attributes)
-        say(f"results in {output}")
     if len(files) > 1 or interrupted:
         say(tally(results) + (f"; interrupted before {len(files)} files were done" if interrupted else ""))
+    if output is not None:
+        _write(output, name, stage, results, settings)
+        say(f"results in {output}")
     return 130 if interrupted else int(any(r.status is Status.FAILED for r in results))
