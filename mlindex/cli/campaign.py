@@ -6,18 +6,20 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from mlindex.cli.index import progress_bar
+from mlindex.cli.results import read_run
 from mlindex.records import InputError, Result
 from mlindex.report.bloch_tables import pattern_table
 from mlindex.report.export import WRITERS
 from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import best_table, printer, say
-from mlindex.runtime import master, shards
 from mlindex.runtime.run import part_from_text, run_campaign
 from mlindex.runtime.status import status
 
@@ -50,7 +52,8 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
         return summary.exit_status
     for sentence in summary.notes:
         say(sentence)
-    results = results_from(Path(summary.run)) if 0 < summary.done <= SMALL and part is None else []
+    # from the shards: where the disk is full there is no master
+    results = read_run(Path(summary.run)).results if 0 < summary.done <= SMALL and part is None else []
     if any("bravais" in result.tables.get("solutions", {}) for result in results):  # other stages have other tables
         printer().print(best_table(results))
     for result in results:
@@ -77,26 +80,43 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
 
 
 def results_from(run: Path) -> list[Result]:
-    """The results of a run directory as they are now, or of one results file."""
-    if not run.exists():
-        raise InputError(f"{run}: there is no such run or results file; check the name")
-    return shards.read_results(master.build_master(run) if run.is_dir() else run)
+    """The results of a run directory as they are now, or of one results file; says what could not be read."""
+    found = read_run(run)
+    _say_problems(found.problems)
+    return found.results
+
+
+def _say_problems(problems: Sequence[str]) -> None:
+    for sentence in problems:
+        say(f"problem: {sentence}")
+
+
+def end_export(problems: Sequence[str]) -> None:
+    """Say what an export had to leave out, and end with status 1 if it had to."""
+    _say_problems(problems)
+    if problems:
+        raise typer.Exit(1)
 
 
 def export_results(run: Path, to: str, output: Path | None) -> None:
-    """Write the results of a run to standard output or a file; raises `InputError` for what cannot be done."""
+    """Write the results of a run to standard output or a file; ends with status 1 where a shard is missing from them.
+
+    Raises `InputError` for what cannot be done.
+    """
     if to not in WRITERS:
         raise InputError(f"--to {to}: unknown format; use one of {', '.join(WRITERS)}")
-    text = WRITERS[to](results_from(run))
+    found = read_run(run)
+    text = WRITERS[to](found.results)
     if output is None:
         for part in text:
             sys.stdout.write(part)
-        return
-    try:
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(text)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from None
+    else:
+        try:
+            with output.open("w", encoding="utf-8") as file:
+                file.writelines(text)
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from None
+    end_export(found.problems)
 
 
 def _clock(seconds: float) -> str:
@@ -144,6 +164,8 @@ def _print(now: dict[str, Any]) -> None:
         out.print(f"{now['lost']} workers were lost; their items were given to others")
     if now["missing"]:
         out.print(f"missing shards, whose items --resume does again: {', '.join(now['missing'])}")
+    if now["unreadable"]:
+        out.print(f"shards that cannot be read, whose items --resume does again: {', '.join(now['unreadable'])}")
     if len(now["tasks"]) > 1:
         out.print(_tasks(now["tasks"]))
     if now["ranks"]:

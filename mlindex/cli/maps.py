@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlindex.cli import laue
+from mlindex.cli.campaign import end_export
+from mlindex.cli.results import read_run
 from mlindex.laue.maps import fields
 from mlindex.laue.maps.polycrystal import Polycrystal, polycrystal
 from mlindex.laue.maps.scan import Scan, frame_numbers
@@ -25,7 +27,7 @@ from mlindex.report.laue_maps_file import write_maps
 from mlindex.report.leading import leading_rows
 from mlindex.report.section import Section
 from mlindex.report.tables import say
-from mlindex.runtime import master, shards
+from mlindex.runtime import shards
 from mlindex.runtime.shards import ShardData
 
 NAME = "maps.h5"
@@ -66,8 +68,8 @@ def _paths(run: Path) -> list[Path]:
     return found
 
 
-def _settings(data: ShardData) -> dict[str, Any]:
-    settings = json.loads(str(data.attributes.get("settings", "{}")))
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    settings = json.loads(str(attributes.get("settings", "{}")))
     return dict(settings.get("laue") or {})
 
 
@@ -122,7 +124,7 @@ def read_maps(
     bare = [data for data in filled if len(data.columns) == 1]
     if not held:
         raise InputError(f"{run}: no frame has a result yet; run the campaign first")
-    settings = _settings(held[0])
+    settings = _settings(held[0].attributes)
     scan = scan_of(settings, shape, step)
     if scan is None:
         return None, problems, json.dumps(settings)
@@ -202,23 +204,24 @@ def map_run(
 def export_ctf(
     run: Path, output: Path | None, shape: tuple[int, int] | None = None, step: tuple[float, float] | None = None
 ) -> None:
-    """Write the best grain of each frame of a run as a .ctf, over the scan if there is one; print its name."""
-    if not run.exists():
-        raise InputError(f"{run}: there is no such run or results file; check the name")
-    path = master.build_master(run) if run.is_dir() else run
-    data = _checked(shards.read_shard(path, tables=False))
-    results = shards.read_results(path)
-    scan, number = scan_of(_settings(data), shape, step), None
+    """Write the best grain of each frame of a run as a .ctf, over the scan if there is one; print its name.
+
+    Ends with status 1 where a shard is missing from it. Raises `InputError` for what the user has to change.
+    """
+    found = read_run(run)
+    if found.stage != "laue":
+        raise InputError(f"{run}: has no results of Laue frames; maps are made of these")
+    scan, number = scan_of(_settings(found.attributes), shape, step), None
     if scan is not None:
-        failed = np.array([result.status is Status.FAILED for result in results], bool)
-        input_, index, of = (np.asarray(data.items[k], np.int64) for k in ("input", "index", "of"))
-        number = frame_numbers(input_, index, of, failed)
+        failed = np.array([result.status is Status.FAILED for result in found.results], bool)
+        number = frame_numbers(found.input, found.index, found.of, failed)
         scan.checked(number, str(run))
     try:
-        for written in ctf_file(results, output, scan, number):
+        for written in ctf_file(found.results, output, scan, number):
             print(written)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror}); give another name") from None
+    end_export(found.problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ FAILURES = 20  # of the latest that are told
 
 
 def status(run: Path | str) -> dict[str, Any]:
-    """Where a run stands; raises `InputError` if `run` is no run directory.
+    """Where a run stands; raises `InputError` if `run` is no run directory, or its list of inputs is not whole.
 
     Keys: `run`, `name`, `stage`, `active`, `total` (an input that nobody has opened counts as one item), `done` =
     `solved` + `unsolved` + `failed`, `left`, `indexed` (solved of done), `rate` (items a second while jobs were at
     work), `rate_now` (in the last two minutes), `eta` (seconds or None), `started`, `last` (times since 1970 or None),
-    `lost` (how many workers were lost), `missing` (shards that the journal names and that are gone: a resumed run does
-    their items again), `failures` (dicts of `id`, `source`, `reason`; the latest), `ranks` (dicts of `job`, `rank`,
-    `host`, `done`, `failed`, `seconds` of work, `last`) and `tasks`, one dict a part of the campaign: `part`, `parts`,
-    `total`, `done`, `solved`, `unsolved`, `failed`, `left`, `rate`, `eta`, `active`, `lost`, `rounds` (jobs that
-    started) and `why` (the last one ended, None if it did not say).
+    `lost` (how many workers were lost), `missing` (shards that the journal names and that are gone) and `unreadable`
+    (shards that are there and cannot be read: a resumed run does the items of both again), `failures` (dicts of `id`,
+    `source`, `reason`; the latest), `ranks` (dicts of `job`, `rank`, `host`, `done`, `failed`, `seconds` of work,
+    `last`) and `tasks`, one dict a part of the campaign: `part`, `parts`, `total`, `done`, `solved`, `unsolved`,
+    `failed`, `left`, `rate`, `eta`, `active`, `lost`, `rounds` (jobs that started) and `why` (the last one ended, None
+    if it did not say).
     """
     run = Path(run)
     sizes = np.ones(len(inputs.read(run)), np.int64)
@@ -40,6 +41,11 @@ def status(run: Path | str) -> dict[str, Any]:
         )
     seen, events, settings = survey(run), journal.rank0_events(run), rundir.settings(run)
     of = seen.column("of")
+    if seen.input.max(initial=-1) >= len(sizes):
+        raise InputError(
+            f"{run / inputs.MANIFEST}: has {len(sizes)} inputs, but the results are of {seen.input.max() + 1} or more; "
+            "put back the one that belongs to this run"
+        )
     sizes[seen.input] = of
     codes, ends, seconds = seen.column("status"), seen.column("time"), seen.column("seconds")
     counts = seen.counts()
@@ -69,6 +75,7 @@ def status(run: Path | str) -> dict[str, Any]:
         "last": float(ends.max()) if len(seen) else None,
         "lost": sum(e.get("event") == "lost" for e in events),
         "missing": _missing(run),
+        "unreadable": [path.name for path, _ in seen.unreadable],
         "failures": _latest_failures(seen, codes, ends),
         "ranks": _ranks(seen, codes, ends, seconds),
         "tasks": _tasks(seen, codes, ends, sizes, events, settings, at_work, now),
@@ -91,8 +98,14 @@ def _busy(seen: Survey, ends: NDArray, seconds: NDArray) -> float:
     return max(total, 1e-3) if spans else 0.0
 
 
+def left_out(run: Path, unreadable: Iterable[str]) -> list[str]:
+    """A sentence for each shard whose items a reader of the run does not get: those that are `unreadable`, which come
+    as sentences, and those that are gone."""
+    gone = (f"{run / 'shards' / name}: is gone, and its items with it; resume the run" for name in _missing(run))
+    return [*unreadable, *gone]
+
+
 def _missing(run: Path) -> list[str]:
-    there = {path.name for path in (run / "shards").glob("*.h5")}
     named, noted = set[str](), set[str]()
     for path in (run / journal.FOLDER).glob("*.jsonl"):
         with path.open(errors="replace") as file:
@@ -100,6 +113,7 @@ def _missing(run: Path) -> list[str]:
                 _, found, rest = text.partition('"shard": "')
                 if found:
                     (noted if text.startswith('{"event": "missing"') else named).add(rest.partition('"')[0])
+    there = {path.name for path in (run / "shards").glob("*.h5")}  # looked for last: a run goes on meanwhile
     return sorted(named - noted - there)
 
 
