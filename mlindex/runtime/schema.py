@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -107,6 +108,20 @@ def item_columns(tables: Iterable[str], kind: str = "shard") -> tuple[Column, ..
 def tables_of(entry: h5py.Group) -> list[str]:
     """The names of the tables in a stage's group, `items` among them: its groups. Its datasets are NeXus' fields."""
     return [name for name in entry if entry.get(name, getclass=True) is h5py.Group]
+
+
+def sources_of(dataset: h5py.Dataset) -> list[str]:
+    """The files whose rows a dataset shows, relative to its own file, each once; none where it has rows of its own."""
+    if not dataset.is_virtual:
+        return []
+    plan = dataset.id.get_create_plist()  # `virtual_sources` would make two data spaces of each
+    return list(dict.fromkeys(plan.get_virtual_filename(i) for i in range(plan.get_virtual_count())))
+
+
+def source_path(path: Path, source: str) -> Path:
+    """Where HDF5 finds a source of the file at `path`: beside it, or beside what it is a link to."""
+    beside = path.parent / source
+    return beside if beside.exists() else path.resolve().parent / source
 
 
 def iso_time(seconds: float) -> str:

@@ -36,6 +36,8 @@ from mlindex.runtime.schema import (
     describe,
     describe_column,
     item_columns,
+    source_path,
+    sources_of,
     tables_of,
     write_committed,
 )
@@ -322,16 +324,50 @@ def _column(dataset: h5py.Dataset) -> Column:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
-    """An open results file, its stage's group, and the number of its items; `InputError` where it is none."""
+def _guarded(path: Path) -> Iterator[None]:
+    """Inside, what h5py raises over a file that is no results file, or not whole, is an `InputError`."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file, file[str(file.attrs["default"])], int(file["committed"][0])
+        yield
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         ours = path.parent.name == "shards" or path.name == "results.h5"
         advice = "resume its run, which makes it again" if ours else "give the folder of a run, or results of -o"
         raise InputError(f"{path}: is not a readable results file ({detail}); {advice}") from None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
+    """An open results file, its stage's group, and the number of its items; `InputError` where it is none."""
+    with _guarded(path), h5py.File(path, "r", locking=False) as file:
+        group = file[str(file.attrs["default"])]
+        for source in {source for sources in _sources(group).values() for source in sources}:
+            if not source_path(path, source).is_file():
+                raise InputError(
+                    f"{path}: shows {source}, which is not there; keep it in its run (and resume the run if it is "
+                    "there), or give the merged.h5 that mlindex merge makes of the run"
+                )
+        yield file, group, int(file["committed"][0])
+
+
+def _sources(group: h5py.Group) -> dict[str, list[str]]:
+    """The files whose rows each table of a master shows: the same for all of its columns; none in another file."""
+    firsts = ((table, next(iter(group[table].values()), None)) for table in tables_of(group))
+    return {table: sources_of(first) for table, first in firsts if isinstance(first, h5py.Dataset)}
+
+
+def _check_sources(path: Path, group: h5py.Group, columns: Mapping[str, Sequence[Column]]) -> None:
+    """Raise `InputError` for a source that cannot be opened: HDF5 would show its rows as zeros, without a word."""
+    wanted: dict[Path, list[str]] = {}
+    for table, sources in _sources(group).items():
+        for source in sources:
+            wanted.setdefault(source_path(path, source), []).append(table)
+    for where, tables in wanted.items():
+        with _guarded(where), h5py.File(where, "r", locking=False) as file:
+            for table in tables:
+                for column in columns[table]:
+                    h5py.h5d.open(file.id, f"{group.name}/{table}/{column.name}".encode())
 
 
 def _tables(group: h5py.Group) -> dict[str, tuple[Column, ...]]:
@@ -346,6 +382,8 @@ def read_shard(path: Path, tables: bool = True) -> ShardData:
         columns = _tables(group)
         items = {c.name: _decoded(group["items"][c.name], n) for c in columns["items"]}
         content = {}
+        if tables:
+            _check_sources(path, group, columns)
         for table in sorted(set(columns) - {"items"}) if tables else ():
             rows = int((items[f"{table}_offset"] + items[f"{table}_count"]).max(initial=0))
             content[table] = {c.name: _decoded(group[table][c.name], rows) for c in columns[table]}

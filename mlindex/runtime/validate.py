@@ -163,10 +163,9 @@ class _Check:
             self._fault(group.name, f"its columns have different lengths ({lengths})")
 
     def _sources(self, dataset: h5py.Dataset) -> None:
-        if dataset.is_virtual:
-            for source in {s.file_name for s in dataset.virtual_sources()}:
-                if not (self._path.parent / source).is_file():
-                    self._fault(dataset.name, f"shows rows of {source}, which is not there")
+        for source in layout.sources_of(dataset):
+            if not layout.source_path(self._path, source).is_file():
+                self._fault(dataset.name, f"shows rows of {source}, which is not there")
 
     def _read(self, group: h5py.Group, name: str) -> NDArray | None:
         dataset = group.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from mlindex.records import Column, InputError, Item, Result, Schema, Status, failed
 from mlindex.runtime import shards
 from mlindex.runtime.master import build_master, survey
-from mlindex.runtime.shards import Entry, Shard, provenance, read_results, read_shard, write_results
+from mlindex.runtime.shards import Entry, Shard, provenance, read_numbers, read_results, read_shard, write_results
 from tests.runtime.campaigns import ROOT, same, wait_for
 
 SCHEMA = Schema(
@@ -216,6 +217,33 @@ def test_unreadable_shards_are_named_and_left_out(tmp_path):
     assert [path.name for path, _ in seen.unreadable] == ["b-000.h5", "c-000.h5"]
     assert all(path.name in sentence and "resume its run" in sentence for path, sentence in seen.unreadable)
     assert [r.id for r in read_results(build_master(tmp_path))] == ["i0", "i1"]
+
+
+def test_master_without_its_shards_is_refused(tmp_path):
+    """HDF5 shows zeros for what it cannot find; the master says which shard, and reads again when that is back."""
+    fill(tmp_path, "a", [1, 2])
+    fill(tmp_path, "b", [3, 6])
+    master = build_master(tmp_path)
+    wanted = read_results(master)
+    (tmp_path / "alone").mkdir()
+    alone = Path(shutil.copy(master, tmp_path / "alone"))
+    for read in (read_results, read_shard, read_numbers):
+        with pytest.raises(InputError, match=r"alone/results\.h5: shows shards/.-000\.h5, which is not there; .*merge"):
+            read(alone)
+    alone.unlink()
+    alone.symlink_to(master)
+    same(read_results(alone), wanted)
+    shard = tmp_path / "shards" / "b-000.h5"
+    whole = shard.read_bytes()
+    for damage in (whole[:900], whole[: len(whole) // 2], b""):
+        shard.write_bytes(damage)
+        with pytest.raises(InputError, match=r"shards/b-000\.h5: is not a readable results file"):
+            read_results(master)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"results\.h5: shows shards/b-000\.h5, which is not there"):
+        read_results(master)
+    shard.write_bytes(whole)
+    same(read_results(master), wanted)
 
 
 def test_nothing_to_build_from_is_said(tmp_path):
