@@ -17,7 +17,7 @@ from mlindex.cli.index import progress_bar
 from mlindex.cli.results import read_run
 from mlindex.records import InputError, Result
 from mlindex.report.bloch_tables import pattern_table
-from mlindex.report.export import WRITERS
+from mlindex.report.export import WRITERS, cif_note
 from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import best_table, printer, say
 from mlindex.runtime.run import part_from_text, run_campaign
@@ -106,7 +106,7 @@ def export_results(run: Path, to: str, output: Path | None) -> None:
     if to not in WRITERS:
         raise InputError(f"--to {to}: unknown format; use one of {', '.join(WRITERS)}")
     found = read_run(run)
-    text = WRITERS[to](found.results)
+    text = WRITERS[to](found.results, found.stage)
     if output is None:
         for part in text:
             sys.stdout.write(part)
@@ -116,6 +116,8 @@ def export_results(run: Path, to: str, output: Path | None) -> None:
                 file.writelines(text)
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from None
+    if to == "cif" and (note := cif_note(found.results)):
+        say(note)
     end_export(found.problems)
 
 

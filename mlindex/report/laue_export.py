@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from mlindex.crystal.metric import b_matrix_from_cell
@@ -18,6 +19,7 @@ from mlindex.laue.geometry import (
     Detector,
     angles_from_kf,
     direction_from_pixel,
+    energy_from_q,
     kf_from_q,
     pixel_from_direction,
     sample_from_lab,
@@ -78,6 +80,15 @@ def _spot_list(result: Result) -> SpotList:
     return SpotList(result.source, x, y, bright, *angles, calibration_of(detector))
 
 
+def _lowest_order(
+    hkl: Int[np.ndarray, "n 3"], energy: Float[np.ndarray, " n"], ub: Float[np.ndarray, "3 3"]
+) -> NDArray[np.int64]:
+    """The multiple of each primitive hkl that diffracts at `energy` (keV): the order that the spot is of, which is
+    allowed where the primitive one may be extinct."""
+    order = np.rint(energy / energy_from_q(hkl @ ub.T))
+    return hkl * np.maximum(order, 1).astype(np.int64)[:, None]
+
+
 def _fit_grains(result: Result) -> list[FitGrain]:
     grains, spots = result.tables["grains"], result.tables["spots"]
     detector, everything = detector_of(result.tables["frames"]), _spot_list(result)
@@ -86,7 +97,8 @@ def _fit_grains(result: Result) -> list[FitGrain]:
     for rank, name in enumerate(grains["material"]):
         mine = np.flatnonzero(np.asarray(spots["grain"]) == rank)
         ub, cell = np.asarray(grains["ub"][rank], float), np.asarray(grains["cell"][rank], float)
-        hkl = np.asarray(spots["hkl"])[mine]
+        energy = np.asarray(spots["energy"], float)[mine]
+        hkl = _lowest_order(np.asarray(spots["hkl"])[mine], energy, ub)
         x, y = everything.x[mine], everything.y[mine]
         at = pixel_from_direction(kf_from_q(hkl @ ub.T), detector)
         deviation = np.hypot(at[0] - x, at[1] - y)
@@ -102,7 +114,7 @@ def _fit_grains(result: Result) -> list[FitGrain]:
                 hkl=hkl,
                 two_theta=everything.two_theta[mine],
                 chi=everything.chi[mine],
-                energy=np.asarray(spots["energy"], float)[mine],
+                energy=energy,
                 deviation=deviation,
                 ub=ub,
                 b0=np.asarray(b_matrix_from_cell(cell), float),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mlindex.formats.cif import Block, number_with_esd, text_from_blocks
 from mlindex.powder.record import powder_record
-from mlindex.report.export import CSV_HEADER, cif_text, csv_lines, json_lines
+from mlindex.records import Status
+from mlindex.report.export import CSV_HEADER, cif_note, cif_text, csv_lines, json_lines
 from tests.report.results import CELLS, failed, solved, unsolved
 
 
@@ -77,6 +78,16 @@ def test_cif_read_by_gemmi():
     assert block.find_value("_cell_length_c") == "12.9920(13)" and block.find_value("_cell_angle_gamma") == "120"
     rows = [[row[0], row[1], row[2]] for row in block.find("_refln_", ["index_h", "index_k", "index_l"])]
     assert rows == [["0", "1", "2"], ["1", "0", "4"], ["1", "1", "0"], ["1", "1", "3"]]
+
+
+def test_a_cell_that_was_rejected_has_no_block():
+    """An unsolved item may have cells in its tables; who reads a CIF takes a cell for an answer."""
+    found = [solved("one"), solved("two", status=Status.UNSOLVED), unsolved(), failed(), solved("three")]
+    assert [block.name for block in gemmi.cif.read_string(exported(cif_text, found))] == ["one", "three"]
+    assert (
+        cif_note(found) == "2 unsolved items have no block in the CIF; the cells that were rejected are in json and csv"
+    )
+    assert cif_note(found[1:2]).startswith("1 unsolved item has no block") and cif_note(found[3:]) == ""
 
 
 def test_cif_without_a_space_group_and_with_awkward_text():

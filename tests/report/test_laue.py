@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from mlindex.laue.materials import material
 from mlindex.laue.stage import LaueStage
 from mlindex.records import InputError, Item, Result, failed
 from mlindex.report.export import cif_text, csv_lines, json_lines, write_files
+from mlindex.report.laue_export import CSV_HEADER
 from mlindex.report.laue_tables import frame_table
 from mlindex.report.tables import printer
 from mlindex.runtime.shards import provenance, write_results
@@ -51,7 +54,7 @@ def test_fit_files_read_back(results, tmp_path):
     assert [g.material for g in grains] == ["ZrO2", "Cu"]
     for rank, grain in enumerate(grains):
         mine = tables["spots"]["grain"] == rank
-        np.testing.assert_array_equal(grain.hkl, tables["spots"]["hkl"][mine])
+        assert not np.cross(grain.hkl, tables["spots"]["hkl"][mine]).any(), "the same rays"
         np.testing.assert_array_equal(grain.spot, np.flatnonzero(mine))
         np.testing.assert_allclose(grain.x, tables["spots"]["x"][mine], atol=1e-5)
         np.testing.assert_allclose(grain.energy, tables["spots"]["energy"][mine], atol=1e-5)
@@ -63,6 +66,19 @@ def test_fit_files_read_back(results, tmp_path):
         np.testing.assert_allclose(
             [getattr(grain.calibration, k) for k in ("dd", "xcen", "ycen", "xbet", "xgam")], DETECTOR.parameters
         )
+
+
+def test_the_hkl_of_a_fit_is_the_order_that_its_energy_is_of(tmp_path):
+    """Bragg's law for every spot, with the measured angle; and no reflection that an F centring forbids."""
+    (path,) = write_files("fit", [result_of("Cu", seed=4)], tmp_path)
+    (grain,) = lauetools.read_fit(path)
+    assert grain.two_theta is not None and grain.energy is not None and grain.ub is not None
+    twice_sine = 2 * np.sin(np.radians(grain.two_theta / 2))
+    bragg = 12.398419843 * np.linalg.norm(grain.hkl @ grain.ub.T, axis=1) / twice_sine
+    np.testing.assert_allclose(grain.energy / bragg, 1, atol=0.01)
+    assert len(grain.hkl) > 30 and len(np.unique(np.gcd.reduce(grain.hkl, axis=1))) > 1, "some are of a higher order"
+    odd = (grain.hkl % 2).sum(axis=1)
+    assert np.isin(odd, (0, 3)).all(), "h, k and l all odd or all even"
 
 
 def test_cor_files_read_back(results, tmp_path):
@@ -114,6 +130,18 @@ def test_what_cannot_be_exported(results, tmp_path):
         write_files("cor", results, tmp_path / "file")
     with pytest.raises(InputError, match=r"map\.ctf: cannot be written"):
         write_files("ctf", results, tmp_path / "nowhere" / "map.ctf")
+
+
+def test_frames_that_all_failed_are_still_laue_frames(tmp_path):
+    """The stage that the file names counts, not the tables that its results have."""
+    bad = [failed(Item(name, f"{name}.cor"), "is empty") for name in ("a", "b")]
+    lines = [json.loads(line) for line in json_lines(bad, "laue")]
+    assert [list(line) for line in lines] == [["id", "source", "status", "reason", "seconds", "grains", "spots"]] * 2
+    header, *rows = csv.reader("".join(csv_lines(bad, "laue")).splitlines())
+    assert tuple(header) == CSV_HEADER and [row[2] for row in rows] == ["failed"] * 2
+    with pytest.raises(InputError, match="--to cif: these are results of Laue frames"):
+        "".join(cif_text(bad, "laue"))
+    assert write_files("fit", bad, tmp_path, "laue") == []
 
 
 def test_failed_and_unsolved_frames_have_a_line_each(results):
