@@ -43,7 +43,9 @@ def submit(campaign_file: Path, dry_run: bool) -> int:
     run = path.parent / campaign.campaign.output
     if dry_run:
         parts = _left(campaign, run) if (run / inputs.MANIFEST).exists() else None
-        sys.stdout.write(slurm.array_script(campaign, path, parts=parts or None, python=sys.executable))
+        if parts is not None and not parts:
+            return _nothing_left(campaign, run)
+        sys.stdout.write(slurm.array_script(campaign, path, parts=parts, python=sys.executable))
         sys.stdout.write("\n" + slurm.merge_script(campaign, path, python=sys.executable))
         return 0
     if not slurm.installed():
@@ -71,13 +73,10 @@ def _submit(campaign: Campaign, path: Path, run: Path) -> int:
     taken |= {row["part"] for row in status(run)["tasks"] if row["active"] and row["parts"] == tasks}
     parts = [part for part in left if part not in taken]
     if not parts:
-        if left:
-            jobs = " and ".join(sorted({f"job {other.job}" for other in queued if other.job in of}))
-            print(f"nothing to submit: what is left of {run} is in the queue or running ({jobs or 'on this host'})")
-        else:
-            wanted = campaign.campaign.stop_after
-            why = f"has stop_after = {wanted} solutions" if status(run)["left"] else "is complete"
-            print(f"nothing to submit: {run} {why}; mlindex merge and mlindex report put it together")
+        if not left:
+            return _nothing_left(campaign, run)
+        jobs = " and ".join(sorted({f"job {other.job}" for other in queued if other.job in of}))
+        print(f"nothing to submit: what is left of {run} is in the queue or running ({jobs or 'on this host'})")
         return 0
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     script = run / "log" / f"{stamp}-array.sh"
@@ -97,6 +96,13 @@ def _submit(campaign: Campaign, path: Path, run: Path) -> int:
     finally:  # a refused merge must not make anyone forget the array
         journal.append(run / journal.FOLDER / _NOTES, note)
     say(f"watch it with: mlindex status {shlex.quote(str(run))} --watch; end it with: scancel {array}")
+    return 0
+
+
+def _nothing_left(campaign: Campaign, run: Path) -> int:
+    """Say why there is nothing left to do; the exit status."""
+    why = f"has stop_after = {campaign.campaign.stop_after} solutions" if status(run)["left"] else "is complete"
+    print(f"nothing to submit: {run} {why}; mlindex merge and mlindex report put it together")
     return 0
 
 

@@ -55,6 +55,17 @@ def test_dry_run_prints_both_scripts_and_writes_nothing(mlindex, toml):
     assert answer.out.count("#!/bin/bash") == 2 and sorted(toml.parent.rglob("*")) == before
 
 
+def test_dry_run_says_what_submit_would(mlindex, toml, scheduler):
+    """Of a run: the parts that are left; of a complete one, that there is nothing to submit."""
+    for part in range(3):
+        answer = mlindex("submit", toml, "--dry-run")
+        assert f"#SBATCH --array={('0-2', '1-2', '2')[part]}\n" in answer.out
+        mlindex("run", toml, "--resume", "--part", f"{part}/3")
+    dry = mlindex("submit", toml, "--dry-run")
+    assert dry.code == 0 and dry.err == "" and dry.out.startswith("nothing to submit: ") and "is complete" in dry.out
+    assert dry == mlindex("submit", toml) and not scripts(scheduler)
+
+
 def test_submit_prints_and_notes_the_jobs(mlindex, toml, scheduler):
     answer = mlindex("submit", toml)
     assert answer.code == 0, answer.err
