@@ -46,6 +46,9 @@ _BYTES, _ROWS = 1 << 25, (1024, 1 << 18)  # extent of a table: so many bytes, wi
 _STRING = 64  # bytes, the shortest extent of a text column; in the table of items, where reasons are long:
 _REASON = 256
 _TEXTS = ("id", "source", "reason")
+# what h5py raises over damaged metadata is not only OSError: a bad checksum is a RuntimeError, an AttributeError or a
+# TypeError, and numbers out of range are what they are to NumPy
+_BROKEN = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError, ArithmeticError, MemoryError)
 VERSION = ("v110", "v110")  # of the HDF5 format: the first whose attributes may be longer than 64 kB
 Columns = dict[str, NDArray]
 
@@ -330,7 +333,7 @@ def _guarded(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError) as error:
+    except _BROKEN as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         ours = path.parent.name == "shards" or path.name == "results.h5"
         advice = "resume its run, which makes it again" if ours else "give the folder of a run, or results of -o"
@@ -348,7 +351,10 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
                     f"{path}: shows {source}, which is not there; keep it in its run (and resume the run if it is "
                     "there), or give the merged.h5 that mlindex merge makes of the run"
                 )
-        yield file, group, int(file["committed"][0])
+        n, extents = int(file["committed"][0]), {len(group["items"][c.name]) for c in ITEMS if c.name in group["items"]}
+        if not 0 <= n <= min(extents, default=0):
+            raise ValueError(f"{n} items are said to be in {min(extents, default=0)} rows")
+        yield file, group, n
 
 
 def _sources(group: h5py.Group) -> dict[str, list[str]]:
@@ -376,11 +382,22 @@ def _tables(group: h5py.Group) -> dict[str, tuple[Column, ...]]:
     return {table: tuple(_column(d) for d in group[table].values()) for table in ["items", *names]}
 
 
+def _check_numbers(items: Columns) -> None:
+    """Raise `ValueError` for numbers that no writer gives: those of a block that the disk has lost, say."""
+    if ((items["index"] < 0) | (items["index"] >= items["of"]) | (items["input"] < 0)).any():
+        raise ValueError("an item is outside of its input")
+    if items["status"].dtype.kind == "i" and not np.isin(items["status"], range(len(STATUSES))).all():
+        raise ValueError("a status is none of those there are")
+    if any((values < 0).any() for name, values in items.items() if name.endswith(("_offset", "_count"))):
+        raise ValueError("an item has rows that cannot be")
+
+
 def read_shard(path: Path, tables: bool = True) -> ShardData:
     """What a shard or master file holds; raises `InputError` for a file that is not one, or not whole."""
     with _reading(path) as (file, group, n):
         columns = _tables(group)
         items = {c.name: _decoded(group["items"][c.name], n) for c in columns["items"]}
+        _check_numbers(items)
         content = {}
         if tables:
             _check_sources(path, group, columns)
@@ -395,6 +412,7 @@ def read_numbers(path: Path) -> ShardData:
     with _reading(path) as (file, group, n):
         columns = _tables(group)
         items = {c.name: np.asarray(group["items"][c.name][:n]) for c in columns["items"] if c.name not in _TEXTS}
+        _check_numbers(items)
         return ShardData(path, group.name.strip("/"), dict(file.attrs), items, {}, columns)
 
 

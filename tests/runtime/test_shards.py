@@ -219,6 +219,37 @@ def test_unreadable_shards_are_named_and_left_out(tmp_path):
     assert [r.id for r in read_results(build_master(tmp_path))] == ["i0", "i1"]
 
 
+@pytest.mark.parametrize(("byte", "first"), [(255, 0), (0, 8)])  # the HDF5 library hangs over zeros in the first 2 kB
+def test_bad_sector_is_said_of_the_shard(tmp_path, byte, first):
+    """Each sector in turn is overwritten: the shard is read, or is named and left out, and the others are there."""
+    fill(tmp_path, "a", [0, 1])
+    fill(tmp_path, "b", list(range(2, 30)))
+    shard = tmp_path / "shards" / "b-000.h5"
+    whole, left_out = shard.read_bytes(), 0
+    for at in range(512 * first, len(whole), 512):
+        shard.write_bytes(whole[:at] + bytes([byte]) * len(whole[at : at + 512]) + whole[at + 512 :])
+        for read in (read_shard, read_numbers):
+            try:
+                read(shard)
+            except InputError as error:
+                assert "b-000.h5: is not a readable results file" in str(error), at
+        seen = survey(tmp_path)
+        assert {0, 1} <= set(seen.input.tolist()) <= set(range(30))
+        assert seen.unreadable or (len(seen) == 30 and sum(seen.counts().values()) == 30), at
+        left_out += len(seen.unreadable)
+    assert left_out > len(whole) / 512 / 3
+
+
+def test_count_that_no_table_has_rows_for(tmp_path):
+    fill(tmp_path, "b", [2, 3])
+    shard = tmp_path / "shards" / "b-000.h5"
+    for count in (3, -1):
+        with h5py.File(shard, "r+") as file:
+            file["committed"][0] = count
+        with pytest.raises(InputError, match=rf"b-000\.h5: is not.*{count} items are said to be in 2 rows"):
+            read_shard(shard)
+
+
 def test_master_without_its_shards_is_refused(tmp_path):
     """HDF5 shows zeros for what it cannot find; the master says which shard, and reads again when that is back."""
     fill(tmp_path, "a", [1, 2])
