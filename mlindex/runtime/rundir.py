@@ -159,9 +159,19 @@ def create(path: Path, rescan: bool = True) -> Path:
         return _create(path, campaign, rescan)
 
 
+def _run_of(path: Path, campaign: Campaign) -> Path:
+    """The run directory; raises `InputError` where the settings in it would take the place of the campaign file."""
+    run = path.parent.resolve() / campaign.campaign.output
+    if (run / _CAMPAIGN).exists() and (run / _CAMPAIGN).samefile(path):
+        raise InputError(
+            f"{path}: output: a run writes its own {_CAMPAIGN} into {run}, where this file is; choose another output"
+        )
+    return run
+
+
 def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
     base = path.parent.resolve()
-    run, values = base / campaign.campaign.output, resolved(campaign)
+    run, values = _run_of(path, campaign), resolved(campaign)
     if new := _is_new(run):
         sources = inputs.find(campaign.campaign.inputs, base, str(path))
     else:
@@ -190,7 +200,7 @@ def prepare(path: Path, resume: bool, part: Part | None = None, rescan: bool = T
     """
     campaign = read_campaign(path)
     base = path.parent.resolve()
-    run = base / campaign.campaign.output
+    run = _run_of(path, campaign)
     part = replace(part or Part(), chunk=campaign.campaign.chunk)
     if not _is_new(run) and not resume:
         raise InputError(f"{run}: exists and is not empty; resume the run (--resume) or choose another output")
@@ -225,16 +235,40 @@ def _settled(name: str, part: Part) -> bool:
     return match is None or int(match[2]) != part.of or int(match[1]) == part.number
 
 
+def _at_hand(path: Path) -> bool:
+    """All bytes of a file can be read; False where it is gone. Raises `InputError` where it is there and they cannot.
+
+    A file that the system does not give now (permissions, a network disk) may be whole, and is not to be thrown away.
+    """
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); mend that and resume the run, or move the file away to have "
+            "its items done again"
+        ) from None
+    return True
+
+
 def _mended(run: Path, job: str, part: Part) -> tuple[Survey, list[str]]:
-    """What is done, after shards that cannot be read are set aside and the journal is made complete; what was found."""
+    """What is done, after shards that are not whole are set aside and the journal is made complete; what was found."""
     notes: list[str] = []
     own = journal.Journal(run, job, 0)
     for leftover in (run / "shards").glob(".*.partial"):
         if _settled(leftover.name, part):
             leftover.unlink(missing_ok=True)
     seen = survey(run)
+    broken = {path for path, _ in seen.unreadable if _settled(path.name, part) and _at_hand(path)}
+    if broken:
+        seen = survey(run)  # once more: what kept it from being read may just have passed
     aside = set()
     for path, sentence in seen.unreadable:
+        if path not in broken:
+            continue
         with contextlib.suppress(FileNotFoundError):  # another job has just done the same
             os.replace(path, path.with_suffix(".unreadable"))
             notes.append(f"{sentence}; set aside as {path.stem}.unreadable")

@@ -236,6 +236,39 @@ def test_shard_deleted_by_hand(tmp_path):
     assert set(shard_keys(run_dir).values()) == {1} and status_of(run_dir)["missing"] == []
 
 
+def test_shard_that_cannot_be_opened_now_is_kept(tmp_path):
+    """The error may pass: the run is refused with the reason, and the shard counts when it can be read again."""
+    campaign = make(tmp_path, values(3))
+    assert run(campaign)[0] == 0
+    before = rows(tmp_path / "run")
+    (shard,) = shards(tmp_path / "run")
+    kept = shard.rename(tmp_path / "kept.h5")
+    shard.symlink_to("/proc/self/mem")  # EIO
+    status, _, err = run(campaign, "--resume")
+    assert status == 2 and f"{shard}: cannot be read (Input/output error)" in err and err.count("\n") == 1, err
+    assert shard.is_symlink() and shards(tmp_path / "run") == [shard]
+    kept.replace(shard)
+    assert run(campaign, "--resume")[0] == 0
+    assert rows(tmp_path / "run") == before
+    once(tmp_path / "run", 3)
+
+
+def test_shard_of_another_part_is_not_set_aside(tmp_path):
+    """That part may be at work on it; its own job sees to it, or one that has the whole run."""
+    campaign = make(tmp_path, values(6))
+    run_dir = tmp_path / "run"
+    for k in range(2):
+        assert run(campaign, "--resume", "--part", f"{k}/2")[0] == 0
+    (shard,) = (path for path in shards(run_dir) if "-1of2-" in path.name)
+    shard.write_bytes(b"not whole")
+    status, _, err = run(campaign, "--resume", "--part", "0/2")
+    assert status == 1 and f"{shard}: is not a readable results file" in err
+    assert shard.read_bytes() == b"not whole" and not list((run_dir / "shards").glob("*.unreadable"))
+    assert run(campaign, "--resume", "--part", "1/2")[0] == 0
+    assert not shard.exists() and shard.with_suffix(".unreadable").exists()
+    assert set(shard_keys(run_dir).values()) == {1} and len(shard_keys(run_dir)) == 6
+
+
 # full disks
 
 TEXT = "".join(f"value {k}\n" for k in range(500))

@@ -86,6 +86,21 @@ def test_existing_results_are_not_touched_without_resume(tmp_path):
     assert run(other)[0] == 2 and run(other, "--resume")[0] == 2
 
 
+def test_campaign_file_is_not_overwritten(tmp_path):
+    for output in (".", "in/.."):
+        campaign = make(tmp_path, values(1), extra=f'output = "{output}"\n')
+        before = campaign.read_bytes()
+        for arguments in ((), ("--resume",)):
+            status, _, err = run(campaign, *arguments)
+            assert status == 2 and f"{campaign}: output: " in err and "choose another output" in err
+        assert campaign.read_bytes() == before and {p.name for p in tmp_path.iterdir()} == {
+            "in",
+            "campaign.toml",
+            "campaign.out",
+            "campaign.err",
+        }
+
+
 def test_resume_of_another_campaign_is_refused(tmp_path):
     campaign = make(tmp_path, values(2), batch=2)
     assert run(campaign)[0] == 0
