@@ -69,6 +69,7 @@ def test_every_setting_is_an_option(mlindex, lists):
         "solutions": 5,
         "quantity": "d",
         "wavelength": 0.15,
+        "geometry": "detector.geom",
         "seed": 3,
     }
     arguments = [x for name, value in options.items() for x in (f"--{name.replace('_', '-')}", value)]
