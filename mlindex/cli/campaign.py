@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mlindex.cli.index import progress_bar
 from mlindex.cli.results import read_run
-from mlindex.records import InputError, Result
+from mlindex.records import InputError
 from mlindex.report.bloch_tables import pattern_table
 from mlindex.report.export import WRITERS, cif_note
 from mlindex.report.laue_tables import frame_table
@@ -79,21 +79,10 @@ def run_and_report(campaign: Path, ranks: int | None, resume: bool, part: str | 
     return summary.exit_status
 
 
-def results_from(run: Path) -> list[Result]:
-    """The results of a run directory as they are now, or of one results file; says what could not be read."""
-    found = read_run(run)
-    _say_problems(found.problems)
-    return found.results
-
-
-def _say_problems(problems: Sequence[str]) -> None:
-    for sentence in problems:
-        say(f"problem: {sentence}")
-
-
 def end_export(problems: Sequence[str]) -> None:
     """Say what an export had to leave out, and end with status 1 if it had to."""
-    _say_problems(problems)
+    for sentence in problems:
+        say(f"problem: {sentence}")
     if problems:
         raise typer.Exit(1)
 

@@ -12,8 +12,9 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 import mlindex
-from mlindex.cli.campaign import results_from
+from mlindex.cli.campaign import end_export
 from mlindex.cli.index import index_files, progress_bar
+from mlindex.cli.results import read_run
 from mlindex.config import LaueSettings
 from mlindex.formats.lauetools import SpotList, write_cor
 from mlindex.laue.geometry import Detector, angles_from_kf, detector_from_calibration, direction_from_pixel
@@ -35,9 +36,14 @@ def index_laue(settings: LaueSettings, names: Sequence[str], output: Path | None
 
 
 def export_frames(run: Path, to: str, output: Path | None) -> None:
-    """Write the Laue results of a run, or of a results file, as files that other programs read; print their names."""
-    for path in write_files(to, results_from(run), output):
+    """Write the Laue results of a run, or of a results file, as files that other programs read; print their names.
+
+    Ends with status 1 where a shard is missing from them.
+    """
+    found = read_run(run)
+    for path in write_files(to, found.results, output, found.stage):
         print(path)
+    end_export(found.problems)
 
 
 def detector_from_option(path: str | None) -> Detector:
