@@ -133,7 +133,7 @@ class CampaignSettings(Settings):
     output: str = "run"  # relative to the TOML file
     batch: int | None = Field(None, ge=1)  # items a worker takes at a time; None: from the time that an item takes
     chunk: Literal["files", "items"] = "files"  # what `--part K/N` divides: the list of files, or each file's items
-    item_seconds: float | None = Field(None, gt=0)  # an item that takes longer has failed; None: no limit
+    item_seconds: float | None = Field(None, gt=0, le=1e6)  # an item that takes longer has failed; None: no limit
     stop_after: int | None = Field(None, ge=1)  # solved items after which nothing more is begun
     max_failures: int | None = Field(None, ge=0)  # failed items beyond which nothing more is begun
     relaunch_seconds: float = Field(
