@@ -32,9 +32,9 @@ def files_from(names: Sequence[str]) -> list[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            matches = sorted(str(p) for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            matches = inputs.in_order(str(p) for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         elif glob.has_magic(name) and not path.exists():
-            matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
+            matches = inputs.in_order(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
         else:
             matches = [name]
         if not matches:

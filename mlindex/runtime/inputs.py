@@ -10,8 +10,9 @@ import glob
 import json
 import mmap
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import overload
@@ -32,30 +33,48 @@ class Input:
     source: str
 
 
-def find(patterns: Sequence[str], base: Path, origin: str) -> list[str]:
-    """The files that paths and globs relative to `base` stand for, sorted within each pattern, each file once.
+def in_order(names: Iterable[str]) -> list[str]:
+    """File names sorted folder by folder, with the digits in them as numbers: img_2 comes before img_10."""
 
-    Raises `InputError` naming `origin` for a pattern that matches no file.
+    def key(name: str) -> tuple[list[list[str | int]], str]:
+        parts = [re.split("([0-9]+)", part) for part in name.split("/")]
+        return [[int(text) if k % 2 else text for k, text in enumerate(part)] for part in parts], name
+
+    return sorted(names, key=key)
+
+
+def find(patterns: Sequence[str], base: Path, origin: str, without: Sequence[Path] = ()) -> list[str]:
+    """The files that paths and globs relative to `base` stand for, `in_order` within each pattern, each file once.
+
+    What is `without`, or below it, is no input: a run must not take its own results for inputs. Raises `InputError`
+    naming `origin` for a pattern that matches no file.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
         name = os.path.expanduser(pattern)
-        matches = [name] if (base / name).is_file() else sorted(glob.glob(name, root_dir=base, recursive=True))
-        files = [match for match in matches if (base / match).is_file()]
+        matches = [name] if (base / name).is_file() else in_order(glob.glob(name, root_dir=base, recursive=True))
+        files = [match for match in matches if (base / match).is_file() and not _within(base / match, without)]
         if not files:
             raise InputError(f"{origin}: inputs: no file matches {pattern!r} in {base}; correct the path")
         found |= dict.fromkeys(Path(os.path.normpath(file)).as_posix() for file in files)
     return list(found)
 
 
+def _within(path: Path, folders: Sequence[Path]) -> bool:
+    return any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders)
+
+
 def _plain(name: str) -> str:
-    return name.replace(":", "_").replace("#", "_")
+    # a file name may hold bytes that are not UTF-8, which can be neither printed nor written
+    text = name.encode(errors="backslashreplace").decode()
+    return text.replace(":", "_").replace("#", "_")
 
 
 def label(sources: Sequence[str], known: Sequence[Input] = ()) -> list[Input]:
     """`known` and then one input for each new source, with unique labels: the stem, or what more of the path it takes.
 
-    A colon or hash in a name becomes an underscore: it separates the label from what tells the items of a file apart.
+    A colon or hash in a name becomes an underscore: it separates the label from what tells the items of a file apart. A
+    byte that is not UTF-8 is written out.
     """
     old = {k.source for k in known}
     new = [source for source in sources if source not in old]
@@ -128,5 +147,6 @@ def read(run: Path) -> Sequence[Input]:
 def write(run: Path, inputs: Sequence[Input]) -> None:
     """Replace the manifest of a run directory in one step."""
     partial = run / PARTIAL
-    partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in inputs))
+    # in ASCII, which keeps the bytes of names that are not UTF-8
+    partial.write_text("".join(json.dumps(asdict(i)) + "\n" for i in inputs))
     os.replace(partial, run / MANIFEST)

@@ -173,7 +173,7 @@ def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
     base = path.parent.resolve()
     run, values = _run_of(path, campaign), resolved(campaign)
     if new := _is_new(run):
-        sources = inputs.find(campaign.campaign.inputs, base, str(path))
+        sources = _found(campaign, base, str(path))
     else:
         _same(run, values)
     for folder in _FOLDERS:
@@ -182,7 +182,7 @@ def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
     try:
         known = [] if new and rescan else inputs.read(run)
         if not new and (rescan or not len(known)):
-            sources = _still(campaign, base) if len(known) else inputs.find(campaign.campaign.inputs, base, str(path))
+            sources = _still(campaign, base) if len(known) else _found(campaign, base, str(path))
         if rescan or not len(known):
             inputs.write(run, inputs.label(sources, known))
         _replace(run / _CAMPAIGN, to_toml(values))
@@ -218,12 +218,17 @@ def prepare(path: Path, resume: bool, part: Part | None = None, rescan: bool = T
     return Plan(campaign, part, run, base, job, inputs.read(run), seen, notes, held)
 
 
+def _found(campaign: Campaign, base: Path, origin: str, patterns: Sequence[str] | None = None) -> list[str]:
+    run = Path(os.path.abspath(base / campaign.campaign.output))
+    return inputs.find(campaign.campaign.inputs if patterns is None else patterns, base, origin, [run])
+
+
 def _still(campaign: Campaign, base: Path) -> list[str]:
     """The inputs that there are now, which may be none: the manifest knows the others."""
     sources: list[str] = []
     for pattern in campaign.campaign.inputs:
         try:
-            sources += inputs.find([pattern], base, "")
+            sources += _found(campaign, base, "", [pattern])
         except InputError:
             continue
     return list(dict.fromkeys(sources))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlindex.cli.index import files_from
 from mlindex.records import InputError, Item
 from mlindex.runtime import inputs
 
@@ -36,6 +40,47 @@ def test_globs_are_sorted_and_relative(tmp_path):
     assert found == ["sub/c.txt", "[1].txt", "a.txt", "b.txt"]
     with pytest.raises(InputError, match=r"c\.toml.*nothing/\*"):
         inputs.find(["*.txt", "nothing/*"], tmp_path, "c.toml")
+
+
+def test_digits_are_sorted_as_numbers(tmp_path):
+    names = ["s_2/i.h5", "s_2/i_0.h5", "s_2/i_1.h5", "s_2/i_2.h5", "s_2/i_007.h5", "s_2/i_10.h5", "s_10/i_1.h5"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert inputs.find(["*/*.h5"], tmp_path, "c.toml") == names
+    assert [Path(p).relative_to(tmp_path / "s_2").as_posix() for p in files_from([str(tmp_path / "s_2")])] == [
+        name.removeprefix("s_2/") for name in names[:-1]
+    ]
+    assert files_from([f"{tmp_path}/*/*.h5"]) == [str(tmp_path / name) for name in names]
+    assert inputs.in_order(["b/a", "b1/a", "b", "10", "9", "09"]) == ["09", "9", "10", "b", "b/a", "b1/a"]
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True))
+def test_order_is_that_of_the_numbers_with_and_without_zeros(numbers):
+    for form in ("{}", "{:08d}"):
+        names = ["d/img_" + form.format(n) + ".h5" for n in numbers]
+        assert inputs.in_order(names) == ["d/img_" + form.format(n) + ".h5" for n in sorted(numbers)]
+
+
+def test_what_a_run_writes_is_no_input(tmp_path):
+    for name in ("a.h5", "run/results.h5", "run/shards/b.h5", "runs.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert inputs.find(["**/*.h5"], tmp_path, "c.toml", [tmp_path / "run"]) == ["a.h5", "runs.h5"]
+    with pytest.raises(InputError, match="no file matches"):
+        inputs.find(["run/results.h5"], tmp_path, "c.toml", [tmp_path / "run"])
+
+
+def test_name_that_is_not_utf8(tmp_path):
+    """The file keeps its name through the manifest, and its label can be printed."""
+    names = [b"\xff.txt", b"\xfe.txt", b"\\udcff.txt"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    wanted = inputs.label(inputs.find(["*.txt"], tmp_path, "c.toml"))
+    inputs.write(tmp_path, wanted)
+    got = inputs.read(tmp_path)
+    assert list(got) == wanted and {os.fsencode(i.source) for i in got} == set(names)
+    assert len({i.label.encode() for i in got}) == 3
 
 
 def test_ids_of_items(tmp_path):

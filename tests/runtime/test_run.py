@@ -127,6 +127,32 @@ def test_resume_of_a_finished_run_does_only_what_is_new(tmp_path):
     once(tmp_path / "run", 5)
 
 
+def test_results_of_the_run_are_not_its_inputs(tmp_path):
+    campaign = make(tmp_path, {})
+    campaign.write_text(campaign.read_text().replace("in/**/*.txt", "**/*.h5"))
+    (tmp_path / "a.h5").write_text("value 1")
+    for _ in range(2):
+        status, _, err = run(campaign, "--resume")
+        assert status == 0, err
+    assert [r.source for r in read_results(tmp_path / "run" / "results.h5")] == ["a.h5"]
+    (tmp_path / "b.h5").write_text("value 2")
+    assert run(campaign, "--resume")[0] == 0
+    assert [r.source for r in read_results(tmp_path / "run" / "results.h5")] == ["a.h5", "b.h5"]
+
+
+def test_file_name_that_is_not_utf8(tmp_path):
+    """It is indexed like any other, or fails alone."""
+    campaign = make(tmp_path, values(2))
+    (tmp_path / "in" / os.fsdecode(b"\xff.txt")).write_text("value 4")
+    (tmp_path / "in" / os.fsdecode(b"\xfe.txt")).write_text("bad")
+    status, _, err = run(campaign)
+    assert status == 1 and "Traceback" not in err, err
+    got = {r.id: r.status is Status.FAILED for r in read_results(tmp_path / "run" / "results.h5")}
+    assert got == {"f000": False, "f001": False, "\\udcff": False, "\\udcfe": True}
+    assert run(campaign, "--resume")[0] == 1
+    once(tmp_path / "run", 4)
+
+
 def test_killed_process_is_resumed(tmp_path):
     campaign = make(tmp_path, {name: f"{text} wait 0.3" for name, text in values(12).items()})
     run_dir = tmp_path / "run"
@@ -191,6 +217,7 @@ def test_second_run_waits_and_then_refuses(tmp_path):
         ('stage = "tests.runtime.toy:Nothing"', "tests.runtime.toy:Nothing.*cannot be loaded"),
         ('stage = "tests.runtime.toy:ToyStage"\nbatsch = 3', "batsch.*valid keys"),
         ('stage = "tests.runtime.toy:ToyStage"\nbatch = 0', "campaign.batch"),
+        ('stage = "tests.runtime.toy:ToyStage"\nitem_seconds = inf', "campaign.item_seconds.*less than or equal to"),
     ],
 )
 def test_bad_campaigns_are_refused(tmp_path, text, message):
