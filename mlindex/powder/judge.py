@@ -28,6 +28,7 @@ from mlindex.powder.templates import design
 ERROR_MEDIAN, ERROR_SPREAD = 0.012, 0.7  # of s: degrees 2theta, and the sigma of ln s
 _S = np.geomspace(0.005, 0.12, 20)
 ZERO_SIGMA = 0.025  # degrees 2theta: prior of the zero shift
+ZERO_REPORTED = 0.1  # the same in the last fit: the narrow one would draw cells of displaced samples by several esds
 CLOSE = 0.03  # degrees 2theta: a line this near to a reflection is always used, however well the others fit
 TEMPERATURE = 2.5  # by which log evidences are divided before they are called probabilities
 IMPURITIES = 0.5  # expected number of background lines
@@ -113,18 +114,23 @@ def _assigned(
 
 
 def _gauss_newton(
-    rows: Float[np.ndarray, "n p"], residual: Float[np.ndarray, " n"], error: float, size: float, zero: float | None
+    rows: Float[np.ndarray, "n p"],
+    residual: Float[np.ndarray, " n"],
+    error: float,
+    size: float,
+    zero: float | None,
+    zero_sigma: float,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     """Move of the parameters and their covariance for unit variance; the last parameter is the zero shift unless `zero`
     is None.
 
     Weak priors keep the covariance finite where the lines leave a parameter open: an element of the metric is known to
-    within `size`, the zero shift to within ZERO_SIGMA.
+    within `size`, the zero shift to within `zero_sigma`.
     """
     priors = np.full(rows.shape[1], size)
     if zero is not None:
         rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
-        priors = np.append(priors, ZERO_SIGMA)
+        priors = np.append(priors, zero_sigma)
     norm = np.sqrt((rows**2).sum(0))
     norm[norm == 0] = 1.0  # no line depends on this parameter: the prior alone fixes it
     scaled = rows / norm
@@ -143,9 +149,12 @@ def fit_cell(
     *,
     zero: float = 0.0,
     fit_zero: bool = False,
+    zero_sigma: float = ZERO_SIGMA,
     rounds: int = 12,
 ) -> Fit | None:
     """Least squares in the free parameters (and the zero shift) with the assignment made anew in every round.
+
+    `zero_sigma` (degrees 2theta) is the width of the prior of the zero shift.
 
     None where the cell predicts no reflection in range or the fit leaves the positive definite metrics. The weights
     are 1/s^2 for lines within three robust standard deviations of a reflection and zero beyond.
@@ -177,6 +186,7 @@ def fit_cell(
             error,
             float(np.abs(x).max()),
             zero if fit_zero else None,
+            zero_sigma,
         )
         x = x + move[:p]
         zero += float(move[-1]) if fit_zero else 0.0

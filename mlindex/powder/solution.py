@@ -15,7 +15,7 @@ from mlindex.crystal.reduction import niggli_from_cell
 from mlindex.crystal.settings import standard_setting
 from mlindex.powder import judge, merit
 from mlindex.powder.lines import Lines
-from mlindex.powder.ranking import Judged
+from mlindex.powder.ranking import Judged, judged
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,38 @@ def with_extinctions(fit: judge.Fit, lines: Lines, space_group: str) -> judge.Fi
     )
 
 
+def in_standard_axes(of: Judged, lines: Lines) -> Judged:
+    """`of` with its metric, and the name of its space group, in the axes of the standard setting.
+
+    A search meets a lattice in any axes, in which P 21/c may be P 21/a: the group is found anew, by the evidence.
+    """
+    _, p = standard_setting(cell_from_reciprocal_metric(of.fit.g), of.fit.bravais)
+    if np.array_equal(np.rint(p), np.eye(3)):
+        return of
+    cell = (of.fit.bravais, transform_metric(of.fit.g, p))
+    again = judged(lines.first(len(of.fit.indexed)), [cell], fit_zero=of.fit.zero_fitted, zero=of.fit.zero)
+    return replace(of, fit=again[0].fit, space_group=again[0].space_group, absent=again[0].absent) if again else of
+
+
 def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Solution]:
     """The `count` first of `ranked`, fitted to all lines."""
     if not ranked:
         return []
-    chosen = list(ranked[:count])
+    chosen = [in_standard_axes(of, lines) for of in ranked[:count]]
     sets = ambiguous_sets([j.fit for j in chosen], lines)
     made = []
-    for judged, ambiguity in zip(chosen, sets, strict=True):
+    for of, ambiguity in zip(chosen, sets, strict=True):
         fit = judge.fit_cell(
-            lines, judged.fit.g, judged.fit.bravais, zero=judged.fit.zero, fit_zero=judged.fit.zero_fitted
+            lines,
+            of.fit.g,
+            of.fit.bravais,
+            zero=of.fit.zero,
+            fit_zero=of.fit.zero_fitted,
+            zero_sigma=judge.ZERO_REPORTED,
         )
-        used = lines if fit is not None else lines.first(len(judged.fit.reflection))
-        fit = fit or judged.fit
-        fit = with_extinctions(fit, used, judged.space_group)
+        used = lines if fit is not None else lines.first(len(of.fit.reflection))
+        fit = fit or of.fit
+        fit = with_extinctions(fit, used, of.space_group)
         cell, p = standard_setting(cell_from_reciprocal_metric(fit.g), fit.bravais)
         made.append(
             Solution(
@@ -145,9 +163,9 @@ def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Soluti
                 m20=merit.de_wolff(fit, used),
                 f20=merit.smith_snyder(fit, used),
                 information=merit.information(fit, used),
-                score=judged.gain,
-                probability=judged.probability,
-                space_group=judged.space_group,
+                score=of.gain,
+                probability=of.probability,
+                space_group=of.space_group,
                 zero_shift=fit.zero if fit.zero_fitted else float("nan"),
                 zero_shift_esd=float(np.sqrt(fit.covariance[-1, -1])) if fit.zero_fitted else float("nan"),
                 ambiguity=ambiguity,

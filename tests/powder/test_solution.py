@@ -13,7 +13,7 @@ from mlindex.powder.lines import lines_from_q2
 from mlindex.powder.ranking import judged
 from mlindex.powder.search import by_posterior
 from mlindex.powder.solution import ambiguous_sets, cell_uncertainty, same_positions, solutions
-from tests.powder.patterns import CELLS, CU, measured, positions
+from tests.powder.patterns import CELLS, CU, measured, positions, q2_from_tth, tth_from_q2
 
 FREE = {  # which of a, b, c, alpha, beta, gamma a lattice system leaves free
     "cubic": "111000",
@@ -78,6 +78,34 @@ def test_every_description_is_reported_in_the_standard_setting(name, shuffled):
     np.testing.assert_allclose(one.cell, other.cell, rtol=1e-6)
     np.testing.assert_allclose(one.cell_esd, other.cell_esd, rtol=1e-3)
     np.testing.assert_allclose(one.q2_calc, other.q2_calc, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("group", "fitted"), [("P 1 21/c 1", "P 1 21/a 1"), ("P 1 21/a 1", "P 1 21/c 1")])
+def test_the_space_group_is_in_the_axes_of_the_cell(group, fitted):
+    """Fitted with a and c exchanged, in which the glide is along another axis; no indexed hkl may be extinct (gemmi)."""
+    a, b, c, _, beta, _ = cell = CELLS["mP"][0]
+    lines = lines_from_q2(positions(cell, group, 30, 0.4), CU)
+    (ranked,) = judged(lines, [("mP", metric((c, b, a, 90, beta, 90)))], fit_zero=False)
+    assert ranked.space_group == fitted
+    (found,) = solutions([ranked], lines, 1)
+    operations = gemmi.find_spacegroup_by_name(found.space_group).operations()
+    assert found.space_group == group and found.indexed.all()
+    assert not any(operations.is_systematically_absent(h) for h in found.hkl.tolist())
+
+
+@pytest.mark.parametrize("zero", [0.05, 0.1])
+@pytest.mark.parametrize(("name", "n"), [("cF", 8), ("hP", 14), ("oP", 30)])
+def test_a_shift_does_not_draw_the_cell_by_its_own_uncertainty(name, n, zero):
+    tth = tth_from_q2(positions(*CELLS[name], n, 0.25))
+    rng = np.random.default_rng(7)
+    pulls = []
+    for _ in range(60):
+        lines = lines_from_q2(q2_from_tth(tth + zero + rng.normal(0, 0.01, n)), CU)
+        found = solution_of(name, lines, metric(CELLS[name][0]), fit_zero=True, zero=zero)
+        pulls.append(
+            [(found.cell[0] - CELLS[name][0][0]) / found.cell_esd[0], (found.zero_shift - zero) / found.zero_shift_esd]
+        )
+    assert np.abs(np.mean(pulls, 0)).max() < 0.8, np.mean(pulls, 0)
 
 
 def test_uncertainty_of_a_cell_by_hand():
