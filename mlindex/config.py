@@ -55,7 +55,7 @@ class PowderSettings(LocatedSettings):
     effort: Literal["quick", "normal", "thorough"] = "normal"
     lattice: tuple[Bravais, ...] = ()  # empty: all fourteen
     max_volume: float | None = Field(None, gt=0)  # conventional cell, cubic angstrom; None: from the density of lines
-    impurities: int = Field(3, ge=0, le=6)  # unexplained lines tolerated among the first twenty
+    impurities: int = Field(3, ge=0, le=6)  # lines that a smaller relative of a good cell may leave unexplained
     zero_shift: bool = True  # fit a 2theta zero shift where the wavelength is known
     solutions: int = Field(10, ge=1, le=100)  # reported for each list
     quantity: Quantity | None = None  # None: the file's header says

@@ -128,7 +128,8 @@ def index_powder(
         typer.Option(help="Largest conventional cell in cubic angstrom. Default: from the density of lines."),
     ] = None,
     impurities: Annotated[
-        int | None, typer.Option(help="Unexplained lines tolerated among the first twenty, 0 to 6; default 3.")
+        int | None,
+        typer.Option(help="Lines that a smaller cell may leave unexplained to be judged too, 0 to 6; default 3."),
     ] = None,
     zero_shift: Annotated[
         bool | None,

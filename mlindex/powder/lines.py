@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 _SERIAL = (1e-4, 6e-4)  # standard deviation of q2 of a serial powder: constant (1/angstrom^2) and slope
 _SERIAL_DEGREES = 0.025  # the same for Cu K alpha 1 at d = 4 angstrom, degrees 2theta
+_TWICE, _SHARE_TWICE = 0.02, 0.2  # degrees 2theta between lines that are one, and the share from which they are
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,22 @@ class Lines:
         return Lines(q[keep] ** 2, q[keep], self.w[keep], self.wavelength)
 
 
-def lines_from_q2(q2: Float[np.ndarray, " n"], wavelength: float | None) -> Lines:
-    """The lines at q2 (1/angstrom^2); `wavelength` in angstrom."""
-    q2 = np.sort(np.asarray(q2, np.float64))
-    q = np.sqrt(q2)
+def _width(q2: NDArray[np.float64], wavelength: float | None) -> NDArray[np.float64]:
+    """The change of q per degree of 2theta."""
     if wavelength is None:
-        w = (_SERIAL[0] + _SERIAL[1] * q2) / (2 * q) / _SERIAL_DEGREES
-    else:
-        w = np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)) / wavelength * np.pi / 180
-    return Lines(q2, q, w, wavelength)
+        return (_SERIAL[0] + _SERIAL[1] * q2) / (2 * np.sqrt(q2)) / _SERIAL_DEGREES
+    return np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)) / wavelength * np.pi / 180
+
+
+def lines_from_q2(q2: Float[np.ndarray, " n"], wavelength: float | None) -> Lines:
+    """The lines at q2 (1/angstrom^2); `wavelength` in angstrom.
+
+    Lines nearer to each other than 0.02 degrees become one, at their mean, where a fifth of the list are such: it is
+    then made of two measurements of one sample. Single pairs stay, since a sharp pattern resolves them.
+    """
+    q2 = np.sort(np.asarray(q2, np.float64))
+    near = np.diff(np.sqrt(q2)) < _TWICE * _width(q2, wavelength)[1:]
+    if near.sum() > _SHARE_TWICE * len(q2):
+        line = np.cumsum(np.append(True, ~near)) - 1
+        q2 = np.bincount(line, q2) / np.bincount(line)
+    return Lines(q2, np.sqrt(q2), _width(q2, wavelength), wavelength)

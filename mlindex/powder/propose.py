@@ -1,7 +1,7 @@
 """Candidate cells: solved directly from templates of low-index reflections, or drawn at random at a likely volume.
 
 A candidate is a row of free parameters of its lattice system; only candidates whose primitive volume agrees with the
-density of lines are kept. This is where learned proposals will join: anything that yields free parameters.
+density of lines are kept. Learned ones are in `proposals`.
 """
 
 from __future__ import annotations

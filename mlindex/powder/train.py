@@ -2,8 +2,10 @@
 
 Four parts, each a file of its own: `templates` (indices from which cells are solved), `assign` (which reflection a line
 is), `proposals` (networks and forests that propose cells) and `posterior` (how probable a solution is). The posterior
-learns from searches, which use the other three as they are installed. Only crystals of the set "train" are learnt from,
-and the figures in the cards are those of the set "validation" (of the posterior: of families left out).
+learns from searches of normal effort, which use the templates as they are installed; `proposals` are for thorough
+searches, and the assignment networks for the samplers (`sampler`), which the benchmarks compare with the search. Only
+crystals of the set "train" are learnt from, and the figures in the cards are those of the set "validation" (of the
+posterior: of families left out).
 """
 
 from __future__ import annotations

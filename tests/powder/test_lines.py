@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlindex.powder.lines import lines_from_q2
-from tests.powder.patterns import q2_from_tth, tth_from_q2
+from tests.powder.patterns import CELLS, CU, positions, q2_from_tth, tth_from_q2
 
 WAVELENGTH = st.floats(0.4, 2.3)
 
@@ -33,3 +34,15 @@ def test_order_does_not_matter(q2):
     a, b = lines_from_q2(np.array(q2), 1.2), lines_from_q2(np.sort(q2), 1.2)
     assert (a.q2 == b.q2).all() and (a.w == b.w).all() and (np.diff(a.q2) > 0).all()
     assert len(a.first(4)) == 4 and a.first(4).q2[-1] == b.q2[3]
+
+
+@pytest.mark.parametrize("wavelength", [CU, None])
+def test_two_measurements_of_one_sample_are_one_list(wavelength):
+    q2 = positions(*CELLS["oP"], 25, 0.2)
+    once = lines_from_q2(q2, wavelength)
+    shift = 0.008 * once.w * 2 * once.q  # of q2, for 0.008 degrees
+    twice = lines_from_q2(np.concatenate([q2 + shift, q2 - shift]), wavelength)
+    np.testing.assert_allclose(twice.q2, once.q2, rtol=1e-9)
+    np.testing.assert_allclose(twice.w, once.w, rtol=1e-9)
+    pair = lines_from_q2(np.append(q2, q2[3] + shift[3]), wavelength)
+    assert len(pair) == len(q2) + 1, "a sharp pattern may resolve one pair"

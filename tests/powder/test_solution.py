@@ -82,7 +82,7 @@ def test_every_description_is_reported_in_the_standard_setting(name, shuffled):
 
 @pytest.mark.parametrize(("group", "fitted"), [("P 1 21/c 1", "P 1 21/a 1"), ("P 1 21/a 1", "P 1 21/c 1")])
 def test_the_space_group_is_in_the_axes_of_the_cell(group, fitted):
-    """Fitted with a and c exchanged, in which the glide is along another axis; no indexed hkl may be extinct (gemmi)."""
+    """Fitted with a and c exchanged, where the glide is along another axis; no indexed hkl may be extinct (gemmi)."""
     a, b, c, _, beta, _ = cell = CELLS["mP"][0]
     lines = lines_from_q2(positions(cell, group, 30, 0.4), CU)
     (ranked,) = judged(lines, [("mP", metric((c, b, a, 90, beta, 90)))], fit_zero=False)

@@ -32,8 +32,8 @@ class Shape(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A group of lines: `parameters` (m, 5) as in `profile`, `covariance` (5 m, 5 m) of them from the likelihood alone,
-    and `reduced`, the deviance per degree of freedom."""
+    """A group of lines: `parameters` (m, 5) as in `profile`, `covariance` (5 m, 5 m) of them from the likelihood and
+    the priors, and `reduced`, the deviance per degree of freedom."""
 
     parameters: Float[np.ndarray, "m 5"]
     covariance: Float[np.ndarray, "k k"]
