@@ -129,7 +129,7 @@ def index_powder(
     ] = None,
     impurities: Annotated[
         int | None,
-        typer.Option(help="Lines that a smaller cell may leave unexplained to be judged too, 0 to 6; default 3."),
+        typer.Option(help="Lines that a smaller cell may leave unexplained and be judged, 0 to 6; default 3."),
     ] = None,
     zero_shift: Annotated[
         bool | None,
