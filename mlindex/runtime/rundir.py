@@ -184,11 +184,25 @@ def _create(path: Path, campaign: Campaign, rescan: bool) -> Path:
         if not new and (rescan or not len(known)):
             sources = _still(campaign, base) if len(known) else _found(campaign, base, str(path))
         if rescan or not len(known):
+            if getattr(campaign.stage_settings(), "scan", None):
+                _in_raster_order(path, sources, known)
             inputs.write(run, inputs.label(sources, known))
         _replace(run / _CAMPAIGN, to_toml(values))
     finally:
         os.close(preparing)
     return run
+
+
+def _in_raster_order(path: Path, sources: Sequence[str], known: Sequence[Input]) -> None:
+    """Raise `InputError` for a frame that appeared late in the midst of a scan: its number would be that of the end."""
+    had = {k.source for k in known}
+    last = max((i for i, source in enumerate(sources) if source in had), default=0)
+    late = [source for source in sources[:last] if source not in had]
+    if late:
+        raise InputError(
+            f"{path}: inputs: {late[0]} belongs before {sources[last]}, whose place in the scan is taken; "
+            "give the scan another output and run it again"
+        )
 
 
 def prepare(path: Path, resume: bool, part: Part | None = None, rescan: bool = True) -> Plan:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlindex.cli.index import files_from
 from mlindex.records import InputError, Item
 from mlindex.runtime import inputs
+from mlindex.runtime.rundir import create
 
 PART = st.text("ab.:#~2", min_size=1, max_size=3).filter(lambda s: s.strip("."))
 SOURCES = st.lists(st.lists(PART, min_size=1, max_size=3).map("/".join), unique=True, max_size=12)
@@ -97,3 +98,21 @@ def test_manifest_round_trip_and_a_torn_end(tmp_path):
     with open(tmp_path / inputs.MANIFEST, "a") as file:
         file.write('{"label": "to')
     assert list(inputs.read(tmp_path)) == wanted
+
+
+def test_a_frame_that_appears_in_the_midst_of_a_scan_is_refused(tmp_path):
+    """Its number would be that of the end, and the map would have it and those behind it at wrong places."""
+    frames = tmp_path / "in"
+    frames.mkdir()
+    for name in ("f1.cor", "f3.cor"):
+        (frames / name).touch()
+    campaign = tmp_path / "campaign.toml"
+    text = '[campaign]\nstage = "laue"\ninputs = ["in/*.cor"]\n[laue]\nmaterials = ["Cu"]\n'
+    campaign.write_text(text + "scan = [1, 4]\n")
+    run = create(campaign)
+    (frames / "f10.cor").touch()
+    assert [i.label for i in inputs.read(create(campaign))] == ["f1", "f3", "f10"]
+    (run / "journal" / "job-r0000.jsonl").touch()
+    (frames / "f2.cor").touch()
+    with pytest.raises(InputError, match=r"f2\.cor belongs before in/f10\.cor"):
+        create(campaign)

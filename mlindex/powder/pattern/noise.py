@@ -94,10 +94,12 @@ def noise_of_pattern(y: Float[np.ndarray, " n"], sigma: Float[np.ndarray, " n"] 
     both = [_scatter(y, size) for size in _BLOCKS if len(y) >= 30 * size]
     mean, variance = both[0][0], np.max([v for _, v in both], axis=0)
     floor = 1e-3 * max(float(np.median(np.abs(y))), 1e-3 * float(np.max(np.abs(y))), 1e-300)
+    whole = bool(np.all(np.abs(y - np.rint(y)) < 1e-6)) and np.min(y) >= 0 and np.max(y) > 1
+    if whole and np.median(y) < 5:
+        return Noise()  # too few counts for a scatter, or none at most points
     if np.min(y) >= 0 and np.max(mean) > 0:
         gain = float(np.median(variance / np.maximum(mean, floor)))
-        whole = bool(np.all(np.abs(y - np.rint(y)) < 1e-6))
-        if whole and np.max(y) > 1 and (0.5 < gain < 2.0 or np.median(y) < 5):
+        if whole and 0.5 < gain < 2.0:
             return Noise()
         if whole and float(np.median(both[0][1] / np.maximum(mean, floor))) < 1:
             gain = min(gain, 1.0)  # counts that were smoothed; they were not noisier than counts

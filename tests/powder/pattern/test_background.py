@@ -57,6 +57,13 @@ def test_counts_are_counts_and_uncertainties_are_taken():
     assert np.median(noise_of_pattern(below).variance) == pytest.approx(np.median(y), rel=0.6)
 
 
+def test_counts_of_which_most_are_none_are_counts():
+    rng = np.random.default_rng(2)
+    assert noise_of_pattern(rng.poisson(0.02, 4000).astype(float)) == Noise()
+    sparse = rng.poisson(np.where(np.arange(4000) % 400 < 8, 20.0, 0.0)).astype(float)
+    assert noise_of_pattern(sparse) == Noise()
+
+
 def test_significance_is_that_of_a_normal_law_at_many_counts_and_exact_at_none():
     y, mean = np.full(50, 110.0), np.full(50, 100.0)
     z = Noise().significance(y, mean, 4)[25]
