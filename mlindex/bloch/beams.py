@@ -137,9 +137,8 @@ def shell_beams(
     b = b_matrix_from_cell(checked_cell(np.asarray(cell, np.float64)))
     area = np.linalg.norm(np.linalg.inv(b).T @ primitive) * np.linalg.det(b)  # 1/A^2 a beam, in the zone
     g_max = np.sqrt((count + 8) * area / np.pi)
-    while (
-        len(hkl := zone_beams(cell, zone, g_max, centring)) <= count
-    ):  # one beam more, so that the last shell is known to end
+    # one beam more, so that the last shell is known to end
+    while len(hkl := zone_beams(cell, zone, g_max, centring)) <= count:
         g_max *= 1.3
     q2 = _q2(cell, hkl)
     ends = np.flatnonzero(np.diff(q2) > _SAME) + 1

@@ -90,8 +90,6 @@ def _write(output: Path, name: str, stage: Any, results: Sequence[Result], setti
     try:
         shards.write_results(output, name, stage.schema, results, attributes)
     except OSError as error:
-        for left in output.parent.glob(f"*.{glob.escape(output.stem)}-{os.getpid()}-*"):  # what it was made of
-            left.unlink(missing_ok=True)
         detail = (error.strerror or str(error)).splitlines()[0]
         raise InputError(
             f"{output}: cannot be written ({detail}); free space or give a file elsewhere, and index again"

@@ -15,6 +15,7 @@ Layout: `/committed`; `/<stage>/items` (one row an item, with `<table>_offset` a
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import time
@@ -446,13 +447,21 @@ def read_results(path: Path | str) -> list[Result]:
 def write_results(
     path: Path | str, stage: str, schema: Schema, results: Sequence[Result], attributes: Mapping[str, Any] | None = None
 ) -> Path:
-    """A results file on its own, in the layout of a shard, from results in memory; read it with `read_results`."""
+    """A results file on its own, in the layout of a shard, from results in memory; read it with `read_results`.
+
+    Raises `OSError` where it cannot be written, and leaves nothing half made.
+    """
     path = Path(path)
     stem = f".{path.stem}-{os.getpid()}"
-    shard = Shard(path.parent, stem, stage, schema, attributes or {})
-    shard.commit([Entry(result, i, 0, 1) for i, result in enumerate(results)])
-    shard.close()
-    os.replace(path.parent / f"{stem}-000.h5", path)
+    try:
+        shard = Shard(path.parent, stem, stage, schema, attributes or {})
+        shard.commit([Entry(result, i, 0, 1) for i, result in enumerate(results)])
+        shard.close()
+        os.replace(path.parent / f"{stem}-000.h5", path)
+    except BaseException:
+        for left in path.parent.glob(f"*{glob.escape(stem)}-*"):
+            left.unlink(missing_ok=True)
+        raise
     return path
 
 
