@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mlindex.formats import peaks
-from mlindex.formats.peak_columns import Columns, columns_from_text
+from mlindex.formats.peak_columns import INTENSITY_NAMES, Columns, columns_from_text
 from mlindex.formats.wavelength import is_wavelength
 from mlindex.records import InputError
 
 SCANS = ("tth", "q", "2pi/d")  # what the positions of a pattern can be
 FEWEST = 32  # points
 _GAP = 20.0  # steps: a jump beyond is no scan
+_PARTS, _COARSER = 10, 3.5  # parts of a scan, and how many times the step of one may be that of another
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Pattern:
 
 
 def holds_pattern(path: Path | str) -> bool:
-    """Whether a file is text with so many points at nearly equal steps that it is a pattern, not a list of lines."""
+    """Whether a file is text with so many points at even steps that it is a pattern, not a list of lines."""
     try:
-        x = peaks.columns(Path(path)).positions[0][1]
+        said, x = peaks.columns(Path(path)).positions[0]
     except InputError:
         return False
-    return peaks.at_equal_steps(x)
+    return peaks.is_scan(x, said)
 
 
 def read_pattern(path: Path | str, *, scan: str | None = None, wavelength: float | None = None) -> Pattern:
@@ -61,11 +62,14 @@ def read_pattern(path: Path | str, *, scan: str | None = None, wavelength: float
     kind = scan or said or "tth"
     wavelength = wavelength if wavelength is not None else columns.wavelength
     if kind == "tth" and wavelength is None:
-        raise InputError(f"{path}: needs a wavelength; give --anode Cu or --wavelength 1.5406 (or --quantity q)")
+        raise InputError(f"{path}: needs a wavelength; give --wavelength, as 1.5406 or CuKa (or --quantity q)")
     if wavelength is not None and not is_wavelength(wavelength):
         raise InputError(f"{path}: the wavelength {wavelength:g} is not positive; give it in angstrom")
     if columns.intensity is None:
-        raise InputError(f"{path}: has no column of intensities; give positions and intensities")
+        raise InputError(
+            f"{path}: has no column of intensities; name it {', '.join(INTENSITY_NAMES)} in the header, or give "
+            "positions and intensities without one"
+        )
     if kind == "2pi/d":
         x, kind = x / (2 * np.pi), "q"
     return _checked(path, x, columns.intensity, columns.error, kind, wavelength)
@@ -103,6 +107,11 @@ def _checked(
     if np.max(step) > _GAP * np.median(step):
         at = int(np.argmax(step))
         raise InputError(f"{path}: jumps from {x[at]:g} to {x[at + 1]:g}; give the parts as files of their own")
+    steps = [float(np.median(part)) for part in np.array_split(step, _PARTS)]
+    if max(steps) > _COARSER * min(steps):  # peaks are searched for by their width in points
+        raise InputError(
+            f"{path}: changes its step from {min(steps):.3g} to {max(steps):.3g}; give the parts as files of their own"
+        )
     if not np.any(y > 0) or np.ptp(y) == 0:
         raise InputError(f"{path}: is without any intensity; check the columns")
     return Pattern(path.stem, str(path), x, y, sigma, kind, wavelength)

@@ -20,6 +20,7 @@ _ALIASES: dict[str, Quantity] = {
     **dict.fromkeys(("d", "dspacing", "dspacings", "dspace", "dsp", "dvalue", "dobs"), "d"),
     **dict.fromkeys(("tth", "2th", "2theta", "twotheta", "ttheta", "2t", "2thetaobs", "2thobs", "two-theta"), "tth"),
 }
+INTENSITY_NAMES = ("intensity", "counts", "I", "Iobs")  # for messages; there are more
 _INTENSITY = {"i", "height", "heights", "counts", "area", "irel", "i/i0", "iobs"}  # and what begins with int
 _ERROR = {"sigma", "esd", "err", "error", "errors", "uncertainty", "sig", "std", "stddev", "e"}
 _UNITS = {"deg", "degree", "degrees", "a", "å", "angstrom", "1/a", "1/å", "1/a2", "1/å2", "a1", "a2", "å1", "å2"}

@@ -27,6 +27,8 @@ from mlindex.formats.wavelength import is_wavelength, wavelength_from_text
 from mlindex.records import InputError, PeakList
 
 MINIMUM_LINES = 6  # distinct ones: a triclinic cell has six parameters
+_MOST_LINES = 500  # far more than a search looks at; beyond are measured patterns, or all reflections of a structure
+_FEWEST_POINTS = 40  # at equal steps, of a measured pattern
 _LARGEST_FILE = 32 * 2**20  # bytes; nobody has a list of so many lines
 _MERGE = 1e-9  # relative difference in q2 below which two lines are one
 _NAMES = get_args(Quantity)
@@ -312,7 +314,7 @@ def _checked(
                 f"{path}: holds 2theta and no wavelength; give --wavelength or add a line '# wavelength 1.5406'"
             )
         refuse(position >= 180, "is no 2theta in degrees below 180", "check --quantity")
-    _refuse_pattern(path, position)
+    _refuse_pattern(path, position, kind)
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         q2 = np.asarray(q2_from_position(position, kind, wavelength), np.float64)
     refuse(~np.isfinite(q2) | (q2 <= 0), f"is out of range ({_UNITS[kind]})", "check --quantity")
@@ -324,25 +326,40 @@ def _checked(
     first = np.flatnonzero(np.diff(q2, prepend=-np.inf) > _MERGE * q2)
     if len(first) < MINIMUM_LINES:
         raise InputError(f"{path}: has {len(first)} distinct lines; indexing needs at least {MINIMUM_LINES}")
+    if len(first) > _MOST_LINES:
+        raise InputError(
+            f"{path}: has {len(first)} lines, and a list has at most {_MOST_LINES}; give the first ones, or, if these "
+            "are the points of a pattern, make its list with `mlindex peaks`"
+        )
     if intensity is not None:
         usable = intensity.shape == position.shape and bool(np.all(np.isfinite(intensity)))
         intensity = np.maximum.reduceat(intensity[order], first) if usable else None
     return PeakList(path.stem, str(path), q2[first], wavelength, intensity)
 
 
-def _refuse_pattern(path: Path, position: NDArray[np.float64]) -> None:
+def _refuse_pattern(path: Path, position: NDArray[np.float64], kind: Quantity) -> None:
     """A measured pattern taken for a peak list is the commonest mistake."""
-    if at_equal_steps(position):
+    if is_scan(position, kind):
         raise InputError(
-            f"{path}: is a measured pattern ({len(position)} points at equal steps); make its list with `mlindex peaks`"
+            f"{path}: is a measured pattern ({len(position)} points at even steps); make its list with `mlindex peaks`"
         )
 
 
-def at_equal_steps(position: Float[np.ndarray, " n"]) -> bool:
-    """Whether positions are those of a measured pattern: many, at equal steps but for what rounding does to them."""
-    if len(position) < 200 or not np.all(np.isfinite(position)):
+def is_scan(position: Float[np.ndarray, " n"], quantity: Quantity | None) -> bool:
+    """Whether positions are those of a measured pattern: 40 or more, in one direction, and their steps all equal but
+    for rounding, or each like the one before it but at a few places (parts of different step, or a step that grows).
+
+    Never so in q2, in which nobody measures and the lines of a cube are at equal steps; in the others (None: not known)
+    the steps of a cube's lines change, and double where a sum of three squares is missing.
+    """
+    if quantity == "q2" or len(position) < _FEWEST_POINTS or not np.all(np.isfinite(position)):
         return False
     step = np.diff(position)
-    middle = abs(float(np.median(step)))
-    near = np.abs(np.abs(step) - middle) <= 0.15 * middle + 1e-12 * float(np.max(np.abs(position)))
-    return bool(np.mean(near) > 0.98) and bool(np.all(step > 0) or np.all(step < 0))
+    if not (np.all(step > 0) or np.all(step < 0)):
+        return False
+    step = np.abs(step)
+    rounding = 1e-12 * float(np.max(np.abs(position)))
+    middle = float(np.median(step))
+    equal = np.abs(step - middle) <= 0.15 * middle + rounding
+    changes = np.abs(np.diff(step)) > 0.15 * np.minimum(step[1:], step[:-1]) + rounding
+    return bool(np.mean(equal) > 0.98) or int(np.count_nonzero(changes)) <= max(3, 0.02 * len(step))

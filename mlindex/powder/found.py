@@ -57,8 +57,11 @@ class FoundLines:
         }
 
     def peak_list(self) -> PeakList:
-        """The lines as an index search takes them; those of stills without a wavelength: no zero shift."""
-        wavelength = self.wavelength if self.angles else None
+        """The lines as an index search takes them; those of stills without a wavelength: no zero shift.
+
+        A pattern over q was measured over angles too, so where its wavelength is known its errors are those of angles.
+        """
+        wavelength = None if self.kind == "stills" else self.wavelength
         return PeakList(self.id, self.sources[0], self.q2, wavelength, self.intensity)
 
     def record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mlindex.formats import peaks
 from mlindex.formats.crystfel import read_geometry
 from mlindex.formats.pattern import holds_pattern, read_pattern
 from mlindex.formats.spots import holds_spots
+from mlindex.formats.wavelength import is_wavelength, wavelength_from_text
 from mlindex.powder.lines import Lines, lines_from_q2
 from mlindex.powder.pattern.lines import lines_of_pattern
 from mlindex.powder.ranking import Judged
@@ -24,6 +25,7 @@ from mlindex.powder.stills.lines import StillsOptions, lines_of_stills, usable_s
 from mlindex.powder.sweep import SEARCHED
 from mlindex.records import Column, InputError, Item, PeakList, Result, Schema, Status
 
+_SPACINGS = (0.05, 5000.0)  # angstrom, of lines of crystals
 REPORTED_LINES = 60  # the last fit and the hkl list use these many lines
 
 _SOLUTIONS = (
@@ -56,6 +58,46 @@ _LINES = (
 def item_from_peaks(peak_list: PeakList) -> Item:
     """A peak list as an item of work."""
     return Item(peak_list.id, peak_list.source, {"q2": peak_list.q2}, {"wavelength": peak_list.wavelength})
+
+
+def item_from_q2(q2: Any, wavelength: float | str | None, name: str) -> Item:
+    """A list of q2 (1/angstrom^2) as an item of work; `wavelength` in angstrom or as "CuKa1".
+
+    Raises `InputError` for what is no list of numbers, and for what is no wavelength.
+    """
+    try:
+        values = np.asarray(q2, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: q2 is not a list of numbers; give 1/d^2 of each line in 1/angstrom^2") from None
+    if values.ndim != 1:
+        raise InputError(f"{name}: q2 has the shape {values.shape}; give one list of numbers")
+    length = wavelength_from_text(str(wavelength)) if wavelength is not None else None
+    if wavelength is not None and (length is None or not is_wavelength(length)):
+        raise InputError(f"{name}: {wavelength!r} is no wavelength; give angstrom (1.5406), a line (CuKa1), or None")
+    return Item(name, name, {"q2": values}, {"wavelength": length})
+
+
+def _refuse_lines(source: str, q2: np.ndarray, wavelength: float | None) -> None:
+    """Raise `InputError` for q2 (n,), distinct and ascending, that cannot be the lines of a crystal."""
+    if not np.isfinite(q2).all():
+        raise InputError(f"{source}: has a line that is no finite number; remove it")
+    if len(q2) and q2[0] <= 0:
+        raise InputError(f"{source}: has a line at q2 = {q2[0]:.6g} 1/angstrom^2, which is not positive; remove it")
+    if len(q2) < peaks.MINIMUM_LINES:
+        raise InputError(
+            f"{source}: {len(q2)} usable lines; indexing needs at least {peaks.MINIMUM_LINES} distinct positions"
+        )
+    for value in q2[[0, -1]]:
+        if not _SPACINGS[0] <= value**-0.5 <= _SPACINGS[1]:
+            raise InputError(
+                f"{source}: has a line at q2 = {value:.6g} 1/angstrom^2, where no crystal has one (d = "
+                f"{value**-0.5:.4g} angstrom); give 1/d^2 in 1/angstrom^2"
+            )
+    if wavelength is not None and not (is_wavelength(wavelength) and q2[-1] * wavelength**2 <= 4):
+        raise InputError(
+            f"{source}: no line beyond q2 = 4/wavelength^2 can be seen, but the last is at {q2[-1]:.6g} 1/angstrom^2 "
+            f"and the wavelength is {wavelength} angstrom; correct one of them"
+        )
 
 
 def seed_from_item(item: Item, seed: int) -> int:
@@ -95,22 +137,14 @@ class PowderStage:
         return lines_of_pattern(read_pattern(source, scan=quantity, wavelength=wavelength)).peak_list()
 
     def prepare(self, items: Sequence[Item]) -> list[tuple[Lines, int]]:
-        """Lines with their error model, and the seed, of each item; raises `InputError` for too few lines."""
+        """Lines with their error model, and the seed, of each item; raises `InputError` for unusable lines."""
         prepared = []
         for item in items:
             q2 = np.unique(np.asarray(item.arrays["q2"], np.float64))
-            if len(q2) < peaks.MINIMUM_LINES or not np.isfinite(q2).all() or q2[0] <= 0:
-                raise InputError(
-                    f"{item.source}: {len(q2)} usable lines; indexing needs at least {peaks.MINIMUM_LINES} "
-                    "distinct positive positions"
-                )
-            wavelength = item.attrs.get("wavelength")
-            if wavelength is not None and not (float(wavelength) > 0 and q2[-1] * float(wavelength) ** 2 <= 4):
-                raise InputError(
-                    f"{item.source}: no line beyond q2 = 4/wavelength^2 can be seen, but the last is at "
-                    f"{q2[-1]:.6g} 1/angstrom^2 and the wavelength is {wavelength} angstrom; correct one of them"
-                )
-            lines = lines_from_q2(q2, None if wavelength is None else float(wavelength))
+            said = item.attrs.get("wavelength")
+            wavelength = None if said is None else float(said)
+            _refuse_lines(item.source, q2, wavelength)
+            lines = lines_from_q2(q2, wavelength)
             prepared.append((lines, seed_from_item(item, self.settings.seed)))
         return prepared
 

@@ -102,6 +102,11 @@ def test_a_campaign_names_the_geometry_of_its_stills(run, folder):
         PowderStage(read_campaign(folder / "campaign.toml").powder)
 
 
+def test_index_powder_names_an_option_that_it_has(run, folder):
+    answer = run("index", "powder", folder / "one.xy")
+    assert answer.code == 1 and "--wavelength" in answer.err and "--anode" not in answer.err
+
+
 def test_lines_of_a_cell():
     cell, group = CELLS["tI"]
     true = np.unique(np.sqrt(reflections(cell, group, 0.25)[1]).round(8))

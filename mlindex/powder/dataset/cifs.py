@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from mlindex.crystal.metric import volume_from_reciprocal_metric as volume_of
 from mlindex.crystal.scattering import Crystal, Structure, crystal_from_cif
 from mlindex.crystal.symmetry import conventional_cells
 from mlindex.powder.dataset.entries import Entries
-from mlindex.powder.dataset.filters import Candidate, entries_of
+from mlindex.powder.dataset.filters import Candidate, entries_of, fault_of
 from mlindex.powder.dataset.observable import observable_hkl
 from mlindex.powder.dataset.split import split
 from mlindex.powder.dataset.standard import bravais_of, standard_axes
 from mlindex.records import InputError
 
 TOLERANCE = 1e-3  # of q2: a lattice that agrees this well with one of higher symmetry cannot show its own
+NAMED = 10  # files that are not used and are told one by one
 RATIO, ANGLE = 0.15, 8.0  # steps of the shape in the key of isotypes: logarithm, degrees
 
 
@@ -93,23 +94,43 @@ def candidate_of(crystal: Crystal, uid: str) -> Candidate:
 def from_cifs(folder: str | Path, *, report: Callable[[str], None] = _to_standard_error) -> Entries:
     """The entries of all files *.cif in a folder and below it, named by their paths.
 
-    A file that cannot be used is told to `report` in one sentence (by default on standard error) and counted in
-    `rejected`; the others go on. Raises `InputError` where no file can be used.
+    The files that cannot be used, and those that a filter leaves out, are told to `report` in one sentence each (by
+    default on standard error), the first ten of them, then their number, and counted in `rejected`. Raises `InputError`
+    where no file can be used.
     """
     root = Path(folder)
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".cif")
     if not paths:
         raise InputError(f"{root}: there is no .cif file in it; give a folder with CIFs")
-    candidates: list[Candidate] = []
-    rejected: Counter[str] = Counter()
+    candidates: dict[Path, Candidate] = {}
+    reasons: dict[Path, str] = {}
     for path in paths:
         try:
-            candidates.append(candidate_of(crystal_from_cif(path), path.relative_to(root).with_suffix("").as_posix()))
-        except (ValueError, AssertionError, RuntimeError) as error:
-            rejected["file that cannot be used"] += 1
-            report(f"{path}: {error}")
+            uid = path.relative_to(root).with_suffix("").as_posix()
+            candidates[path] = candidate_of(crystal_from_cif(path), uid)
+        except (ValueError, AssertionError, RuntimeError, OSError) as error:
+            reasons[path] = str(error)
     if not candidates:
-        raise InputError(f"{root}: none of its {len(paths)} CIFs can be used; each reason was given above")
-    lattices = np.array([c.bravais for c in candidates])
-    dealt = split(lattices, np.array([c.family for c in candidates]), np.array([len(c.hkl) for c in candidates]))
-    return entries_of([replace(c, set=str(s)) for c, s in zip(candidates, dealt, strict=True)], rejected)
+        _tell(root, reasons, report)
+        raise InputError(f"{root}: none of its {len(paths)} CIFs can be used; the reasons were given above")
+    usable = list(candidates.values())
+    dealt = split(
+        np.array([c.bravais for c in usable]),
+        np.array([c.family for c in usable]),
+        np.array([len(c.hkl) for c in usable]),
+    )
+    rejected = Counter({"file that cannot be used": len(reasons)} if reasons else {})
+    entries = entries_of([replace(c, set=str(s)) for c, s in zip(usable, dealt, strict=True)], rejected)
+    kept = set(entries.uid.tolist())
+    for path, candidate in candidates.items():
+        if candidate.uid not in kept:
+            reasons[path] = f"left out ({fault_of(candidate) or 'a duplicate, or its lines do not fit its symmetry'})"
+    _tell(root, reasons, report)
+    return entries
+
+
+def _tell(root: Path, reasons: Mapping[Path, str], report: Callable[[str], None]) -> None:
+    for path, reason in list(reasons.items())[:NAMED]:
+        report(f"{path}: {reason}")
+    if len(reasons) > NAMED:
+        report(f"{root}: {len(reasons) - NAMED} more of its CIFs are not used")

@@ -271,7 +271,18 @@ def decompose(
     """
     if len(x) < _FEWEST:
         raise ValueError(f"{len(x)} points are no pattern; it takes at least {_FEWEST}")
-    pattern = _Pattern(x, y, noise, doublet, gaussian, cut)
+    unit = noise.unit(y)  # or the answer would depend on the scale of the intensities
+    pattern = _Pattern(x, y / unit, noise.divided(unit), doublet, gaussian, cut)
+    curve, state = _fitted(pattern)
+    reduced = _reduced(pattern, state, curve)
+    state.parameters[:, AREA] *= unit
+    state.covariance[:, AREA] *= unit**2
+    return Decomposition(unit * curve, _peaks(state, doublet), reduced)
+
+
+def _fitted(pattern: _Pattern) -> tuple[Float[np.ndarray, " n"], _State]:
+    """The background of the points, and the peaks."""
+    x, y, noise, doublet, cut = pattern.x, pattern.y, pattern.noise, pattern.doublet, pattern.cut
     points = typical_width(y, noise)
     curve = background(y, noise, points)
     width = points * pattern.step
@@ -300,7 +311,7 @@ def decompose(
     for _ in range(_SWEEPS):
         pattern.sweep(state, curve, True)
         pattern.prune(state)
-    return Decomposition(curve, _peaks(state, doublet), _reduced(pattern, state, curve))
+    return curve, state
 
 
 def _join(state: _State, added: Float[np.ndarray, "k 5"]) -> None:

@@ -35,8 +35,11 @@ def _curvature(y: Float[np.ndarray, " n"], noise: Noise, sigma: float) -> tuple[
     """Minus the second derivative of y smoothed by a Gaussian, and the same in standard deviations; both (n,)."""
     bend = -gaussian_filter1d(y, sigma, order=2, mode="nearest")
     level = np.maximum(gaussian_filter1d(y, 2 * sigma, mode="nearest"), 0.0)
+    variance = noise.variance_of(level)
+    if noise.variance is not None:  # beside a strong line that of a point is small, and the line is still in the bend
+        variance = gaussian_filter1d(variance, 2 * sigma, mode="nearest")
     # The squares of the second derivative of a Gaussian add up to 3 / (8 sqrt(pi) s^5)
-    return bend, bend / np.sqrt(noise.variance_of(level) * 3 / (8 * np.sqrt(np.pi) * sigma**5))
+    return bend, bend / np.sqrt(variance * 3 / (8 * np.sqrt(np.pi) * sigma**5))
 
 
 def _clear(z: Float[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:

@@ -124,12 +124,14 @@ def fit_group(
         _, pull, stiff = group.prior(p)
         fisher = (slopes / variance) @ slopes.T + np.diag(stiff)
         gradient = slopes @ ((y - value) / variance) - pull
-        scale = np.maximum(np.diag(fisher), 1e-12 * max(float(np.max(np.diag(fisher))), 1e-300))
+        # Each parameter in units of its own uncertainty: areas and positions differ by many powers of ten
+        scale = np.sqrt(_positive(np.diag(fisher)))
+        scaled = fisher / np.outer(scale, scale)
         moved = False
         while damping < 1e8:
             step = np.zeros(n + 2)
-            damped = fisher + damping * np.diag(scale)
-            step[free] = np.linalg.solve(damped[np.ix_(free, free)], gradient[free])
+            damped = scaled + damping * np.eye(n + 2)
+            step[free] = np.linalg.solve(damped[np.ix_(free, free)], (gradient / scale)[free]) / scale[free]
             # Profiles are nonlinear in width: no step may change it more than twofold, nor leave the line
             step[1:n:PARAMETERS] = np.clip(step[1:n:PARAMETERS], -0.7, 0.7)
             width = np.exp(p[1:n:PARAMETERS])
@@ -143,7 +145,7 @@ def fit_group(
             damping *= 8.0
         if not moved:
             break
-        small = float(np.max(np.abs(tried - p) * np.sqrt(scale))) < _CONVERGED
+        small = float(np.max(np.abs(tried - p) * scale)) < _CONVERGED
         p, value, slopes, cost = tried, new, new_slopes, new_cost
         damping = max(damping / 8.0, 1e-9)
         if small:
@@ -155,11 +157,16 @@ def fit_group(
     return Fitted(p[:n].reshape(count, PARAMETERS), covariance, float(np.sum((y - value) ** 2 / variance)) / freedom)
 
 
+def _positive(diagonal: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """The diagonal of an information matrix, 1 for parameters without effect."""
+    return np.where(diagonal > 0, diagonal, 1.0)
+
+
 def _inverse(fisher: Float[np.ndarray, "k k"], free: np.ndarray) -> Float[np.ndarray, "k k"]:
     """The inverse over the free parameters, zero for the others; infinite on the diagonal of one that has no effect."""
     out = np.diag(np.where(free, np.inf, 0.0))
-    diagonal = np.sqrt(np.maximum(np.diag(fisher), 0.0))
-    use = free & (diagonal > 1e-9 * np.max(diagonal[free], initial=1e-300))
+    use = free & (np.diag(fisher) > 0)
+    diagonal = np.sqrt(_positive(np.diag(fisher)))
     scaled = fisher[np.ix_(use, use)] / np.outer(diagonal[use], diagonal[use])
     inverse = np.linalg.inv(scaled + 1e-11 * np.eye(len(scaled)))
     out[np.ix_(use, use)] = inverse / np.outer(diagonal[use], diagonal[use])

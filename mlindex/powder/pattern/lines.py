@@ -60,7 +60,10 @@ def lines_of_pattern(
         notes.append(f"{some} under {100 * weakest:g} % of the highest left out (--weakest 0 keeps them)")
         peaks = _chosen(peaks, ~weak)
     if not len(peaks):
-        raise InputError(f"{pattern.source}: has no line beyond {cut:g} standard deviations; lower --significance")
+        raise InputError(
+            f"{pattern.source}: has no line beyond {cut:g} standard deviations; lower that with "
+            "`mlindex peaks --significance`"
+        )
     if len(peaks) < FEWEST:
         notes.append(f"indexing needs at least {FEWEST} lines, and these are {len(peaks)}")
     if pattern.scan == "tth":

@@ -130,6 +130,9 @@ def _lines(located: Sequence[_Located], options: StillsOptions) -> tuple[float, 
     q = np.concatenate([each.q for each in located])
     weight = np.concatenate([each.intensity for each in located]) if options.by_intensity else None
     if weight is not None:
+        without = [each.spots.source for each in located if not np.any(each.intensity > 0)]
+        if without:
+            raise InputError(f"{without[0]}: its spots have no intensities to weigh them by; use --weight one")
         weight = np.where(np.isfinite(weight) & (weight > 0), weight, 0.0)
         weight = weight / np.mean(weight)
     slopes = [

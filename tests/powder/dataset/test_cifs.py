@@ -119,6 +119,22 @@ def test_a_bad_file_is_one_sentence_and_the_others_go_on(tmp_path: Path, capsys:
         from_cifs(tmp_path / "none")
 
 
+def test_files_that_a_filter_leaves_out_are_named_and_many_are_counted(tmp_path: Path):
+    write(tmp_path, "halite")
+    (tmp_path / "twin.cif").write_text(cif_text("halite"))
+    (tmp_path / "vast.cif").write_text(cif_text("halite").replace("5.6402", "25.6402"))
+    told: list[str] = []
+    entries = from_cifs(tmp_path, report=told.append)
+    assert list(entries.uid) == ["halite"] and entries.rejected == {"duplicate": 1, "volume an atom": 1}
+    assert [line.split(": ")[0] for line in told] == [str(tmp_path / f"{name}.cif") for name in ("twin", "vast")]
+    assert "a duplicate" in told[0] and "volume an atom" in told[1]
+    for i in range(12):
+        (tmp_path / f"bad{i:02d}.cif").write_text("data_x\n")
+    told.clear()
+    assert from_cifs(tmp_path, report=told.append).rejected["file that cannot be used"] == 12
+    assert len(told) == 11 and told[-1] == f"{tmp_path}: 4 more of its CIFs are not used"
+
+
 def test_observable_lines_obey_each_rule():
     tth = np.array([20.0, 20.05, 30.0, 40.0, 40.3, 50.0])
     squared = np.array([100.0, 60.0, 0.01, 100.0, 50.0, 0.0])

@@ -51,6 +51,36 @@ def test_areas(many):
     assert np.abs(np.median(many[1])) < 0.04
 
 
+BACKGROUNDS = {
+    "falling": lambda x: 200 + 800 * np.exp(-(x - 8) / 15),
+    "rising": lambda x: 200 + 800 * (x - 8) / 64,
+    "hump": lambda x: 200 + 800 * np.exp(-(((x - 30) / 10) ** 2)),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BACKGROUNDS))
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "noisy"])
+def test_uncertainties_where_the_background_was_subtracted(kind, strength, exact):
+    pulls = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        for name in ("oP", "tP"):
+            tth, area = lines_of(name, seed=seed)
+            x, lines = scan(tth, strength * area, level=0.0, seed=seed)
+            true = BACKGROUNDS[kind](x)
+            taken = true if exact else true * (1 + 0.01 * np.sin(x / 3)) + rng.normal(0, 2)
+            y = lines + rng.poisson(true) - taken
+            found = decompose(x, 0.01 * y, noise=noise_of_pattern(0.01 * y)).peaks
+            nearest, _ = matched(found, tth)
+            miss = found.position[nearest] - tth
+            hit = np.abs(miss) < 0.05
+            assert np.all(hit[strength * area > 2000])
+            pulls.append((miss / found.position_esd[nearest])[hit])
+    pull = np.concatenate(pulls)
+    assert 0.7 < np.sqrt(np.mean(pull**2)) < 1.4
+
+
 def test_a_background_alone_has_no_lines():
     for seed in range(5):
         x, y = scan(np.empty(0), np.empty(0), seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.optimize import least_squares
 
 from mlindex.powder.pattern.fit import Shape, fit_group
@@ -50,6 +51,18 @@ def test_the_uncertainty_is_the_scatter_also_at_few_counts():
     pull = (np.array(places) - 29.9) / np.array(errors)
     assert abs(pull.mean()) < 0.25
     assert 0.8 < pull.std() < 1.25
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6, 1e9])
+def test_the_unit_of_the_intensity_does_not_matter(scale):
+    y = np.random.default_rng(0).poisson(curve(TRUE)).astype(float)
+    unit = np.array([1, 1, 1, 1, scale])
+    start = TRUE * np.array([1.0005, 1, 1, 1, 0.5])
+    here = fit_group(X, y, np.full(len(X), 50.0), start, noise=Noise(), shape=LOOSE)
+    there = fit_group(X, scale * y, np.full(len(X), 50.0) * scale, start * unit, noise=Noise(scale), shape=LOOSE)
+    np.testing.assert_allclose(there.parameters / unit, here.parameters, atol=1e-6, rtol=1e-4)
+    ours, theirs = np.sqrt(np.diag(here.covariance)), np.sqrt(np.diag(there.covariance))
+    np.testing.assert_allclose(theirs / np.tile(unit, 2), ours, rtol=1e-3)
 
 
 def test_a_line_that_is_not_there_has_no_area_and_no_certainty():

@@ -39,12 +39,44 @@ def test_q2_of_a_doublet(measured):
         assert found.record()["lines"][0]["q2"] == pytest.approx(found.q2[0])
 
 
+@pytest.mark.parametrize("kind", ["counts", "share", "uncertain", "subtracted"])
+def test_the_scale_of_the_intensity_does_not_matter(measured, kind):
+    tth, area, _, _ = measured
+    x, y = scan(tth, area)
+    sigma = np.sqrt(y + 1) if kind == "uncertain" else None
+    y = {"share": 0.37 * y, "subtracted": y - 60 * (1 + 2 * np.exp(-(x - 8) / 8))}.get(kind, y)
+    here = lines_of_pattern(pattern_of(x, y, sigma=sigma))
+    for scale in (1e-6, 1e6, 1e9):
+        there = lines_of_pattern(pattern_of(x, scale * y, sigma=None if sigma is None else scale * sigma))
+        assert len(there) == len(here)
+        np.testing.assert_allclose(there.two_theta, here.two_theta, atol=1e-6)
+        np.testing.assert_allclose(there.q2_esd, here.q2_esd, rtol=1e-3)
+        np.testing.assert_allclose(there.intensity, scale * here.intensity, rtol=1e-3)
+        np.testing.assert_allclose(there.height, scale * here.height, rtol=1e-3)
+        np.testing.assert_allclose(there.significance, here.significance, rtol=1e-3)
+
+
+def test_parts_of_different_step(tmp_path):
+    tth, area = lines_of("oP", high=60.0)
+    parts = [scan(tth, area, low=low, high=high, step=step) for low, high, step in ((8, 30, 0.02), (30, 62, 0.03))]
+    path = tmp_path / "scan.xy"
+    rows = [(a, b) for part in parts for a, b in zip(*part, strict=True)]
+    path.write_text("".join(f"{a:.3f} {b:.0f}\n" for a, b in rows))
+    (item,) = PowderStage(PowderSettings(quantity="tth", wavelength=CU1)).read(str(path))
+    found = item.arrays["q2"]
+    strong = q2_from_tth(tth[area > 600])
+    assert np.abs(found[None, :] - strong[:, None]).min(axis=1).max() < 3e-4
+    assert len(found) <= len(tth)
+
+
 def test_over_q_and_over_2theta_agree(measured):
     tth, area, _, _ = measured
     x, y = scan(tth, area)
     by_angle = lines_of_pattern(pattern_of(x, y))
     by_q = lines_of_pattern(pattern_of(2 * np.sin(np.radians(x / 2)) / CU1, y, scan="q", wavelength=None))
     assert not by_q.angles and by_q.peak_list().wavelength is None
+    known = lines_of_pattern(pattern_of(2 * np.sin(np.radians(x / 2)) / CU1, y, scan="q"))
+    assert known.peak_list().wavelength == CU1, "its errors are those of angles, and a zero shift can be fitted"
     named = lines_of_pattern(pattern_of(2 * np.sin(np.radians(x / 2)) / CU1, y, scan="q", wavelength=None), anode="Cu")
     assert any("over q" in note for note in named.notes) and len(named) == len(by_q)
     clear = by_angle.significance > 20

@@ -134,6 +134,16 @@ def test_what_is_missing_is_said(tmp_path, options, what):
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+def test_spots_without_intensities_cannot_be_weighed(tmp_path):
+    place, _ = serial.spots_of("tP", 400)
+    with_ = write_cxi(tmp_path / "a.cxi", images(place))
+    none = write_cxi(tmp_path / "b.cxi", [[(x, y, 0.0) for x, y, _ in image] for image in images(place)])
+    options = StillsOptions(geometry=FLAT, by_intensity=True)
+    for files in ([none], [with_, none]):
+        with pytest.raises(InputError, match=r"b\.cxi: its spots have no intensities .* --weight one"):
+            lines_of_stills([usable_spots(path, options) for path in files], "x", options)
+
+
 def test_too_few_spots(tmp_path):
     place, _ = serial.spots_of("tP", 100)
     with pytest.raises(InputError, match="too few"):
