@@ -29,6 +29,7 @@ from mlindex.report.section import Section
 from mlindex.report.tables import say
 from mlindex.runtime import shards
 from mlindex.runtime.shards import ShardData
+from mlindex.runtime.status import left_out
 
 NAME = "maps.h5"
 _STATE = {str(Status.FAILED): fields.FAILED, str(Status.UNSOLVED): fields.UNSOLVED, str(Status.SOLVED): fields.SOLVED}
@@ -104,8 +105,8 @@ def read_maps(
     tilt: float = fields.TILT,
     limit: float = fields.LIMIT,
 ) -> tuple[fields.ScanMaps | None, list[str], str]:
-    """The maps of a run directory as it is now, or of one results file; sentences on what could not be read; the
-    settings as JSON.
+    """The maps of a run directory as it is now, or of one results file; a sentence on each shard that is not in them;
+    the settings as JSON.
 
     None where neither the settings nor `shape` tell of a scan. Raises `InputError` for what the user has to change.
     """
@@ -118,6 +119,7 @@ def read_maps(
             if not run.is_dir():
                 raise
             problems.append(str(error))
+    problems = left_out(run, problems) if run.is_dir() else problems
     filled = [data for data in found if len(data.items["id"])]
     # files without a table of grains hold failed items alone, as rank 0 writes them
     held = [data for data in filled if len(data.columns) > 1]
@@ -171,7 +173,8 @@ def map_run(
     limit: float,
     grains: int,
 ) -> int:
-    """Write `maps.h5` and the pictures of a scan into the folder `output`, and print the file's name; the exit status.
+    """Write `maps.h5` and the pictures of a scan into the folder `output`, and print the file's name; the exit status:
+    0, or 1 where a shard is missing from them.
 
     `grains`: so many of the largest grains have pictures and maps of their own. Raises `InputError`.
     """
@@ -198,7 +201,7 @@ def map_run(
     solved = int((maps.state == fields.SOLVED).sum())
     found = f"{len(maps.pixels)} grains in {solved} of {maps.scan.size} frames"
     print(f"{found}: {output / NAME} and {len(pictures)} pictures")
-    return 0
+    return int(bool(problems))
 
 
 def export_ctf(

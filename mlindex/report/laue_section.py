@@ -46,7 +46,7 @@ def _quantities(best: Mapping[str, NDArray]) -> dict[str, tuple[str, NDArray[np.
         "rate": ("match rate of the best grain (%)", 100 * columns["match_rate"]),
         "score": ("score of the best grain (nat)", columns["score"]),
         "rms": ("rms of the best grain (px)", columns["rms_px"]),
-        "strain": ("deviatoric strain of the best grain (1e-3)", 1e3 * columns["strain_norm"]),
+        "strain": ("strain of the best grain, with its errors (1e-3)", 1e3 * columns["strain_norm"]),
     }
     found["indexed"][1][columns["n_spots"] == 0] = np.nan
     return found
@@ -74,7 +74,11 @@ def _picture(census: Census) -> Picture:
             axes.set(xlabel=label, ylabel="frames")
         legend_above(figure, STATUSES[:2], STATUS_COLOURS)
 
-    caption = "The frames, and the best grain of each. The strain is the Frobenius norm of the deviatoric tensor."
+    caption = (
+        "The frames, and the best grain of each. The strain is the Frobenius norm of the deviatoric tensor as it was "
+        "measured: the errors of its components add to it, so that without any strain it is about twice its "
+        "uncertainty; the maps of a scan have it without them."
+    )
     return Picture("grains", "Grains", caption, draw, (10.8, 4.6), _numbers(census))
 
 
@@ -98,8 +102,8 @@ def _materials(census: Census) -> Markup:
         strain, esd = (1e3 * np.asarray(census.best[k], float)[mine] for k in ("strain_norm", "strain_norm_esd"))
         middle = [f"{np.median(v):.3g}" for v in (rms, strain, esd)]
         rows.append([name, count(int(mine.sum())), percent(int(mine.sum()), len(names)), *middle])
-    head = ["Material of the best grain", "Frames", "Share", "Median rms (px)", "Median strain (1e-3)"]
-    return table([*head, "Median uncertainty (1e-3)"], rows, id="materials")
+    head = ["Material of the best grain", "Frames", "Share", "Median rms (px)"]
+    return table([*head, "Median strain, with its errors (1e-3)", "Median uncertainty (1e-3)"], rows, id="materials")
 
 
 def laue_sections(census: Census, tolerance: float) -> list[Section]:

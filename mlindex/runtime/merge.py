@@ -12,7 +12,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class _Writer:
             self._sink.check()
             item, at = stop, at + len(block)
         if target is None:
-            layout.describe_column(self._group(table).create_dataset(column.name, (0, *column.shape), dtype), column)
+            self._group(table).create_dataset(column.name, (0, *column.shape), dtype)
 
     def _group(self, table: str) -> h5py.Group:
         return self._file[str(self._file.attrs["default"])][table]
@@ -158,9 +158,7 @@ class _Writer:
             options["chunks"] = (max(_CHUNK // row, 1), *column.shape)
         if _pays(block):
             options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-        dataset = self._group(table).create_dataset(column.name, shape, dtype, **options)
-        layout.describe_column(dataset, column)
-        return dataset
+        return self._group(table).create_dataset(column.name, shape, dtype, **options)
 
     def _block(
         self, table: str, column: Column, items: slice, starts: NDArray, counts: NDArray, dtype: np.dtype
@@ -183,11 +181,16 @@ class _Writer:
         dataset[:] = values
 
 
+def _kinds(shard: ShardData) -> dict[str, list[Column]]:
+    """The columns of each table without their descriptions, which may be other words in another version."""
+    return {table: [replace(c, long_name="") for c in columns] for table, columns in shard.columns.items()}
+
+
 def _fitting(seen: Survey, run: Path) -> ShardData:
     """A shard with all tables; raises `InputError` where another has other columns, or there is none."""
     full = fullest(seen, run)
     for shard in seen.shards:
-        if len(shard.columns) > 1 and shard.columns != full.columns:
+        if len(shard.columns) > 1 and _kinds(shard) != _kinds(full):
             raise InputError(
                 f"{shard.path}: has other columns than {full.path.name}, because another version of mlindex wrote it; "
                 "merge what each version wrote on its own"
@@ -218,9 +221,13 @@ def _write(sink: DiskFile, name: str, seen: Survey, full: ShardData, progress: P
                     done += 1
                     if progress is not None:
                         progress(done, todo)
-            for column in layout.item_columns(tables, "merged"):
+            items = layout.item_columns(tables, "merged")
+            for column in items:
                 if column.name in made:
                     writer.numbers(column, made[column.name])
+            for table, columns in {"items": items, **tables}.items():  # their texts together, behind all data
+                for column in columns:
+                    layout.describe_column(file[full.stage][table][column.name], column)
     finally:
         files.close()
 

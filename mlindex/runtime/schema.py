@@ -34,7 +34,7 @@ ITEMS = (
     Column("index", "int64", long_name="number of the item in its file"),
     Column("of", "int64", long_name="number of items in the file"),
     Column("status", "status", long_name="solved, unsolved or failed"),
-    Column("reason", "str", long_name="why the item failed"),
+    Column("reason", "str", long_name="why the item failed or is unsolved, or a note on its solution"),
     Column("seconds", "float64", (), "s", "time the item took"),
     Column("rank", "int64", long_name="rank that worked on the item"),
     Column("time", "float64", (), "s", "when the item was committed, since 1970-01-01 UTC"),

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from mlindex.records import Column, InputError, Item, Result, Schema, Status, failed
 from mlindex.runtime.diskfile import new_hdf5
+from mlindex.runtime.opening import opened
 from mlindex.runtime.schema import (
     ITEMS,
     STATUS_DTYPE,
@@ -47,9 +48,6 @@ _BYTES, _ROWS = 1 << 25, (1024, 1 << 18)  # extent of a table: so many bytes, wi
 _STRING = 64  # bytes, the shortest extent of a text column; in the table of items, where reasons are long:
 _REASON = 256
 _TEXTS = ("id", "source", "reason")
-# what h5py raises over damaged metadata is not only OSError: a bad checksum is a RuntimeError, an AttributeError or a
-# TypeError, and numbers out of range are what they are to NumPy
-_BROKEN = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError, ArithmeticError, MemoryError)
 VERSION = ("v110", "v110")  # of the HDF5 format: the first whose attributes may be longer than 64 kB
 Columns = dict[str, NDArray]
 
@@ -180,8 +178,10 @@ class _Segment:
                     kind = h5py.h5t.py_create(self._dtypes[table, c.name], logical=True)
                     space = h5py.h5s.create_simple((sizes[table], *c.shape))
                     dataset = h5py.Dataset(h5py.h5d.create(file[stage][table].id, c.name.encode(), kind, space, plan))
-                    describe_column(dataset, c)
                     self._at[table, c.name] = dataset.id.get_offset()
+            for table, cs in columns.items():  # their texts together, behind all data: see `opening`
+                for c in cs:
+                    describe_column(file[stage][table][c.name], c)
         self._partial = partial
         self._file = os.open(partial, os.O_WRONLY)
 
@@ -328,23 +328,9 @@ def _column(dataset: h5py.Dataset) -> Column:
 
 
 @contextlib.contextmanager
-def _guarded(path: Path) -> Iterator[None]:
-    """Inside, what h5py raises over a file that is no results file, or not whole, is an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except _BROKEN as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        ours = path.parent.name == "shards" or path.name == "results.h5"
-        advice = "resume its run, which makes it again" if ours else "give the folder of a run, or results of -o"
-        raise InputError(f"{path}: is not a readable results file ({detail}); {advice}") from None
-
-
-@contextlib.contextmanager
 def _reading(path: Path) -> Iterator[tuple[h5py.File, h5py.Group, int]]:
     """An open results file, its stage's group, and the number of its items; `InputError` where it is none."""
-    with _guarded(path), h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         group = file[str(file.attrs["default"])]
         for source in {source for sources in _sources(group).values() for source in sources}:
             if not source_path(path, source).is_file():
@@ -371,7 +357,7 @@ def _check_sources(path: Path, group: h5py.Group, columns: Mapping[str, Sequence
         for source in sources:
             wanted.setdefault(source_path(path, source), []).append(table)
     for where, tables in wanted.items():
-        with _guarded(where), h5py.File(where, "r", locking=False) as file:
+        with opened(where) as file:
             for table in tables:
                 for column in columns[table]:
                     h5py.h5d.open(file.id, f"{group.name}/{table}/{column.name}".encode())

@@ -54,6 +54,19 @@ def resources(campaign: Campaign, path: Path) -> SlurmResources:
     return chosen
 
 
+def short_notice(campaign: Campaign) -> str:
+    """A sentence where an item may take longer than SLURM's signal leaves it; empty where none may."""
+    chosen, stage = campaign.slurm.for_stage(campaign.campaign.stage), campaign.campaign.stage
+    seconds = getattr(campaign.stage_settings(), "seconds", 0.0)
+    if min(seconds, campaign.campaign.item_seconds or seconds) <= chosen.signal_seconds:
+        return ""
+    return (
+        f"[slurm]: signal_seconds = {chosen.signal_seconds} is less than the time that an item may take, [{stage}] "
+        f"seconds = {seconds:g}: one that is at work when the time is up is lost, and begins anew in the next round; "
+        "raise the one or lower the other"
+    )
+
+
 def _where(chosen: SlurmResources) -> list[str]:
     named = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos}
     named |= {"constraint": chosen.constraint, "time": chosen.time, "mem": chosen.memory}

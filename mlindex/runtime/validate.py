@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlindex.records import Column, Schema
 from mlindex.runtime import schema as layout
+from mlindex.runtime.opening import check_heaps
 from mlindex.stage import STAGES
 
 
@@ -35,9 +36,10 @@ def validate(path: Path | str, schema: Schema | None = None) -> list[str]:
     """
     path = Path(path)
     try:
+        check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             return _Check(path, file, schema).run()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return [f"{path}: is not a readable HDF5 file ({str(error).splitlines()[0]})"]
 
 

@@ -187,7 +187,7 @@ def test_shards_of_a_run_that_is_not_at_its_end(scan, run, tmp_path):
     shard.commit([Entry(failed(Item("late", "late.cor"), "killed two workers"), 22, 0, 1)])
     shard.close()
     answer = run("map", tmp_path / "run", "-o", tmp_path / "maps", "--scan", "4,6", "--grains", "0")
-    assert answer.code == 0 and answer.err.startswith("problem: ") and "bad.h5" in answer.err
+    assert answer.code == 1 and answer.err.startswith("problem: ") and "bad.h5" in answer.err
     with h5py.File(tmp_path / "maps" / "maps.h5") as file:
         state = file["maps/data/state"][:].ravel()
     assert state.tolist() == [*[3] * 7, 1, *[3] * 12, 0, 0, 1, 0]
@@ -196,6 +196,16 @@ def test_shards_of_a_run_that_is_not_at_its_end(scan, run, tmp_path):
             path.unlink()
     answer = run("map", tmp_path / "run", "-o", tmp_path / "maps")
     assert answer.code == 2 and "no frame has a result yet; run the campaign first" in answer.err
+
+
+def test_a_shard_that_is_gone_is_named_and_the_status_is_1(scan, run, tmp_path):
+    shutil.copytree(scan[0] / "run", tmp_path / "run")
+    (journal,) = (tmp_path / "run" / "journal").glob("*-r0000.jsonl")
+    with journal.open("a") as file:
+        file.write('{"event": "commit", "shard": "gone-000.h5"}\n')
+    answer = run("map", tmp_path / "run", "-o", tmp_path / "maps", "--grains", "0")
+    assert answer.code == 1 and "gone-000.h5: is gone, and its items with it; resume the run" in answer.err
+    assert "grains in 19 of 20 frames" in answer.out
 
 
 def test_sections_for_the_report(scan, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,26 @@ def test_shard_of_the_first_version_has_its_status_as_text(tmp_path):
         dataset.attrs.update(attributes)
     statuses = [r.status for r in read_results(merge(tmp_path).path)]
     assert statuses == [Status.FAILED, Status.SOLVED, Status.UNSOLVED]
+
+
+def test_shards_with_other_words_for_a_column_are_merged(tmp_path):
+    """As after a run went on with another version, which describes a column in another way."""
+    write(tmp_path, 1, [0, 1])
+    with h5py.File(write(tmp_path, 2, [2, 3]), "r+") as file:
+        file["toy/items/reason"].attrs["long_name"] = "why the item failed"
+    assert merge(tmp_path).items == 4
+
+
+def test_texts_of_a_merged_file_are_before_or_behind_its_data(tmp_path):
+    """Where they are looked at before HDF5 opens the file, which would not come back from damaged ones."""
+    write(tmp_path, 1, list(range(40)))
+    done = merge(tmp_path)
+    with h5py.File(done.path) as file:
+        datasets = [d for g in (file["toy/items"], *file["toy"].values()) for d in getattr(g, "values", list)()]
+        assert all(d.attrs["long_name"] for d in datasets)
+        data = [d.id.get_offset() for d in datasets if d.id.get_offset() is not None]
+    heaps = [m.start() for m in re.finditer(rb"GCOL\x01\0\0\0", done.path.read_bytes())]
+    assert len(data) > 10 and heaps and not any(min(data[10:]) < at < max(data) for at in heaps)
 
 
 def test_shards_with_other_columns_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from mlindex.records import Column, InputError, Item, Result, Schema, Status, fa
 from mlindex.runtime import shards
 from mlindex.runtime.master import build_master, survey
 from mlindex.runtime.shards import Entry, Shard, provenance, read_numbers, read_results, read_shard, write_results
-from tests.runtime.campaigns import ROOT, same, wait_for
+from mlindex.runtime.validate import validate
+from tests.runtime.campaigns import PATIENCE, ROOT, same, wait_for
 
 SCHEMA = Schema(
     {
@@ -219,14 +221,80 @@ def test_unreadable_shards_are_named_and_left_out(tmp_path):
     assert [r.id for r in read_results(build_master(tmp_path))] == ["i0", "i1"]
 
 
-@pytest.mark.parametrize(("byte", "first"), [(255, 0), (0, 8)])  # the HDF5 library hangs over zeros in the first 2 kB
-def test_bad_sector_is_said_of_the_shard(tmp_path, byte, first):
+READER = """
+import sys
+from pathlib import Path
+from mlindex.records import InputError
+from mlindex.runtime.shards import read_numbers, read_shard
+for name in sys.argv[1:]:
+    for read in (read_shard, read_numbers):
+        try:
+            read(Path(name))
+            print("read")
+        except InputError as error:
+            print(error)
+"""
+
+
+def zeroed(path: Path, places: list[tuple[int, int]]) -> list[Path]:
+    """Copies of a file, each with zeros from a byte to another."""
+    whole, made = path.read_bytes(), []
+    for first, last in places:
+        made.append(path.with_name(f"b-{first}-{last}.h5"))
+        made[-1].write_bytes(whole[:first] + bytes(last - first) + whole[last:])
+    return made
+
+
+def test_zeros_where_hdf5_keeps_its_own_structure_do_not_hang(tmp_path):
+    """Another process reads, as the HDF5 library walks for ever through a heap of attributes that is zeros."""
+    fill(tmp_path, "b", list(range(2, 30)))
+    places = [(0, 2048), (8, 512), (96, 1024), *((at, at + 512) for at in range(0, 4608, 512))]
+    copies = zeroed(tmp_path / "shards" / "b-000.h5", places)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *map(str, copies)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 2 * len(copies)
+    for path, sentence in zip(np.repeat(copies, 2), said, strict=True):
+        free = sentence == "read" and int(path.name.split("-")[1]) > 2048  # where there was nothing, or data
+        assert free or (f"{path.name}: is not a readable results file" in sentence and "resume its run" in sentence)
+    assert sum("the heap at byte" in sentence for sentence in said) >= 8
+
+
+def test_heaps_behind_the_data_are_looked_at(tmp_path):
+    """A table of 200 columns has more descriptions than one heap holds; those after the first lie behind all data."""
+    columns = tuple(Column(f"column{k}", "float64", (), "angstrom", f"the number {k} of many") for k in range(200))
+    fields = {c.name: np.arange(3.0) for c in columns}
+    shard = Shard(tmp_path, "s", "toy", Schema({"numbers": columns}), {})
+    shard.commit([Entry(Result("a", "a.txt", Status.SOLVED, tables={"numbers": fields}), 0, 0, 1)])
+    path = tmp_path / "s-000.h5"
+    assert path.stat().st_size > 1 << 24, "as long as the writer leaves it"
+    for _ in range(2):
+        whole = path.read_bytes()
+        heaps = [m.start() for m in re.finditer(rb"GCOL\x01\0\0\0", whole)]
+        assert len(heaps) > 1 and len(read_results(path)[0].tables["numbers"]["column7"]) == 3
+        for at in heaps:
+            path.write_bytes(whole[: at + 64] + bytes(1024) + whole[at + 1088 :])
+            with pytest.raises(InputError, match=rf"s-000\.h5: is not .*the heap at byte {at} is damaged"):
+                read_shard(path)
+            assert f"the heap at byte {at} is damaged" in validate(path)[0]
+        path.write_bytes(whole)
+        shard.close()
+
+
+@pytest.mark.parametrize("byte", [255, 0])
+def test_bad_sector_is_said_of_the_shard(tmp_path, byte):
     """Each sector in turn is overwritten: the shard is read, or is named and left out, and the others are there."""
     fill(tmp_path, "a", [0, 1])
     fill(tmp_path, "b", list(range(2, 30)))
     shard = tmp_path / "shards" / "b-000.h5"
     whole, left_out = shard.read_bytes(), 0
-    for at in range(512 * first, len(whole), 512):
+    for at in range(0, len(whole), 512):
         shard.write_bytes(whole[:at] + bytes([byte]) * len(whole[at : at + 512]) + whole[at + 512 :])
         for read in (read_shard, read_numbers):
             try:
