@@ -8,6 +8,8 @@ makes its valleys wide. In the end a solution has the highest symmetry with whic
 without.
 
 The search ends when the pattern is explained but for its counting noise, or when the time or the starts are used up.
+Few beams at a square grid of tilts are explained nearly as well at several thicknesses: then the solution is fitted
+again from others, and the best of all counts.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ _REPORTED = 5
 _NOISE = 1.2  # R factor against that of the counting noise where nothing is left to explain
 _EQUIVALENT = 3.0  # R factor between equivalent intensities, against the largest R of a solution
 _CRYSTALS = 0.4  # how often a start is a crystal of a few atoms
+_FEW = 30  # unknowns without ties up to which other thicknesses are tried, as few beams may leave several
 _FREED = 3.0  # F ratio beyond which ties are given up
 
 
@@ -216,6 +219,14 @@ def invert(
             over = seconds is not None and time.monotonic() - began > seconds
             if over or (found and float(found[0][0].r_factor) < enough and _tells_all(*found[0], problem)):
                 break
+        if found and float(found[0][0].r_factor) < enough and arms[-1].free.sum() <= _FEW:
+            solved, _, arm = found[0]
+            for depth in np.arange(*thickness, 2 * width):
+                if seconds is not None and time.monotonic() - began > seconds:
+                    break
+                state = _polished(_moved(solved, depth, geometry.k0), arm, problem, lowest, rng)
+                lowest = min(lowest, float(state.cost))
+                found = _ranked(found, state, arm, number=0)  # no start of its own
         if not found:  # nothing came near: the best of what there is, as good as it gets
             arm, state = min(((a, a.best) for a in arms if a.best), key=lambda one: float(one[1].r_factor))
             found = [(_polished(state.x, arm, problem, 0.0, rng), 1, arm)]
@@ -252,6 +263,15 @@ def _elsewhere(
     if arms[-1].free.sum() < _QUICK:
         loose, _, its = _released(state, 1, arm, arms[-1], problem, rng)
         yield loose, its
+
+
+def _moved(state: refine.State, depth: float, k0: float) -> NDArray[np.float64]:
+    """The parameters of a solution at another thickness (A), with structure factors that scatter as much there."""
+    x = np.array(state.x)
+    ratio = depth / refine.thickness_of(state, k0)
+    x[: -refine.EXTRA] /= ratio
+    x[-refine.EXTRA] *= ratio
+    return x
 
 
 def _explains_more(free: refine.State, tied: refine.State, more: float, left: float) -> bool:
@@ -340,11 +360,11 @@ def _distinct(solutions: list[Solution]) -> list[Solution]:
 
 
 def _ranked(
-    found: list[tuple[refine.State, int, Arm]], state: refine.State, arm: Arm
+    found: list[tuple[refine.State, int, Arm]], state: refine.State, arm: Arm, number: int = 1
 ) -> list[tuple[refine.State, int, Arm]]:
-    """The solutions with one more, best first; of those that are the same the better, with their number."""
+    """The solutions with one more, best first; of those that are the same the better, with the `number` of starts."""
     cost, phase = float(state.cost), float(state.x[-refine.EXTRA])
-    kept, number, best = [], 1, arm
+    kept, best = [], arm
     for other, agreement, its in found:
         alike = abs(float(other.cost) - cost) <= _SAME * max(cost, float(other.cost)) + 1e-12
         if alike and abs(float(other.x[-refine.EXTRA]) - phase) < 1e-3 * phase:
@@ -352,4 +372,4 @@ def _ranked(
             state, best = (state, best) if cost <= float(other.cost) else (other, its)
         else:
             kept.append((other, agreement, its))
-    return sorted([*kept, (state, number, best)], key=lambda one: float(one[0].cost))
+    return sorted([*kept, (state, max(number, 1), best)], key=lambda one: float(one[0].cost))

@@ -46,28 +46,33 @@ class Structure:
 
 def structure_from_sites(
     group: SpaceGroup,
+    cell: CellLike,
     sites: Sequence[tuple[str, float, float, float]],
     occupancy: Sequence[float] | None = None,
     u_iso: Sequence[float] | None = None,
 ) -> Structure:
-    """The atoms of the cell from those of the asymmetric unit, rows (element, x, y, z).
+    """The atoms of the cell (angstrom, degrees) from those of the asymmetric unit, rows (element, x, y, z).
 
-    Images nearer than 1e-3 of an edge are one atom, so special positions count once (those that are written with few
-    digits: see `at_special_position`). Raises `ValueError` for an unknown element.
+    Sites are on the special positions that they are near to (see `at_special_position`), and images of one within 0.05
+    angstrom are one atom. Raises `ValueError` for an unknown element.
     """
+    metric = matrix_from_metric(direct_metric_from_cell(np.asarray(cell, np.float64)))
     element: list[str] = []
     rows: list[NDArray] = []
     for index, (symbol, *fraction) in enumerate(sites):
         if gemmi.Element(symbol).atomic_number == 0:
             raise ValueError(f"unknown element {symbol!r}")
-        images = (group.rotation @ np.array(fraction, float) + group.shift / 24) % 1
-        kept: list[NDArray] = []
-        for image in images:
-            if all(np.abs((image - other + 0.5) % 1 - 0.5).max() > 1e-3 for other in kept):
-                kept.append(image)
-        element += [symbol] * len(kept)
         weight = 1.0 if occupancy is None else float(occupancy[index])
         motion = 0.0 if u_iso is None else float(u_iso[index])
+        place = at_special_position(np.array(fraction, float), group, cell, weight)
+        images = (group.rotation @ place + group.shift / 24) % 1
+        kept: list[NDArray] = []
+        for image in images:
+            apart = np.array(kept).reshape(-1, 3) - image
+            apart -= np.round(apart)
+            if (np.einsum("mi,ij,mj->m", apart, metric, apart) >= _ROUNDED**2).all():
+                kept.append(image)
+        element += [symbol] * len(kept)
         rows += [np.array([*image, weight, motion]) for image in kept]
     table = np.array(rows, np.float64).reshape(-1, 5)
     return Structure(tuple(element), table[:, :3], table[:, 3], table[:, 4])
@@ -162,9 +167,8 @@ def crystal_from_cif(path: str | Path) -> Crystal:
         for site in sites:
             if not all(math.isfinite(v) for v in site.fract.tolist()):
                 raise ValueError(f"its atom {site.label} has no coordinates; give them, or take the atom out")
-        at = [at_special_position(np.array(s.fract.tolist()), group, cell, s.occ) for s in sites]
-        rows = [(s.element.name, *(place % 1)) for s, place in zip(sites, at, strict=True)]
+        rows = [(s.element.name, s.fract.x, s.fract.y, s.fract.z) for s in sites]
         motion = [s.u_iso if np.isfinite(s.u_iso) and 0 <= s.u_iso < 1 else 0.0 for s in sites]
-        structure = structure_from_sites(group, rows, [s.occ for s in sites], motion)
+        structure = structure_from_sites(group, cell, rows, [s.occ for s in sites], motion)
         return Crystal(small.name or block.name, cell, group, structure)
     raise ValueError("none of its data blocks has a unit cell")

@@ -248,7 +248,7 @@ def _built_in(name: str) -> Material:
     symbol, cell, sites, source = TABLE[name]
     group = space_group(symbol)
     shown = "Wyckoff, Crystal Structures 1 (1963)" if source == "W" else source
-    return _checked(name, cell, group, structure_from_sites(group, sites), name, shown)
+    return _checked(name, cell, group, structure_from_sites(group, cell, sites), name, shown)
 
 
 def _from_cif(path: Path) -> Material:

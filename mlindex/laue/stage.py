@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from mlindex.config import LaueSettings
+from mlindex.crystal.scattering import intensities
 from mlindex.formats import lauetools
 from mlindex.formats.images import count_frames, read_image
 from mlindex.formats.lauetools import Calibration
@@ -27,7 +28,7 @@ from mlindex.laue.geometry import (
     q_from_kf,
 )
 from mlindex.laue.maps.neighbours import Neighbours
-from mlindex.laue.materials import Material, material, rays
+from mlindex.laue.materials import MAX_ORDER, Material, material, rays
 from mlindex.laue.record import laue_record, strain_norm
 from mlindex.laue.search import LEAST_SPOTS, Grain, index_frame
 from mlindex.laue.simulate import spots_of
@@ -153,15 +154,35 @@ def energies_of(
 ) -> tuple[Int[np.ndarray, "m 3"], Float[np.ndarray, " m"]]:
     """The hkl of a grain's spots with the sign that diffracts, and the energy (keV) of their lowest order in the band.
 
-    Of a spot that is just beyond the band, as its energy moves with the refinement, the order nearest to it counts.
+    Orders that are extinct do not count. Of a spot that is just beyond the band or the detector, as both move with the
+    refinement, it is the order nearest to the band.
     """
     q = grain.hkl @ grain.ub.T
     hkl = np.where(q[:, :1] < 0, grain.hkl, -grain.hkl)
     seen = spots_of(grain.ub, rays(grain.material, energy[1], detector), detector, energy)
     known = {tuple(index): value for index, value in zip(seen.hkl.tolist(), seen.energy.tolist(), strict=True)}
     first = energy_from_q(hkl @ grain.ub.T)
-    nearest = first * np.maximum(np.rint(np.maximum(energy[0], np.minimum(first, energy[1])) / first), 1)
-    return hkl, np.array([known.get(tuple(i), e) for i, e in zip(hkl.tolist(), nearest.tolist(), strict=True)])
+    found = [known.get(tuple(i)) for i in hkl.tolist()]
+    near = [
+        _energy_near(i, e, grain.material, energy) if v is None else v
+        for i, e, v in zip(hkl, first, found, strict=True)
+    ]
+    return hkl, np.array(near)
+
+
+def _energy_near(hkl: NDArray[np.int64], first: float, material: Material, energy: tuple[float, float]) -> float:
+    """The energy (keV) of the allowed order of a primitive hkl that is nearest to the band, or lowest in it.
+
+    `first`: that of its first order.
+    """
+    number = np.arange(1, MAX_ORDER + 1)
+    orders = number[:, None] * hkl
+    allowed = ~material.group.absent(orders)
+    if material.structure is not None:
+        allowed &= intensities(material.structure, material.cell, orders) > 0
+    every = first * number
+    beyond = np.maximum(np.maximum(energy[0] - every, every - energy[1]), 0.0)
+    return float(every[np.argmin(np.where(allowed, beyond, np.inf))])
 
 
 class LaueStage:

@@ -92,7 +92,7 @@ def test_beams_and_wavelength_are_found_again(name):
 def test_structure_factors_of_another_table(name):
     """The stored U are by the factors of Lobato & Van Dyck: the same physics, another fit."""
     group, sites = SITES[name.split("-")[0]]
-    atoms = structure_from_sites(space_group(group), sites)
+    atoms = structure_from_sites(space_group(group), CELLS[name.split("-")[0]], sites)
     energy, _, _ = stored(f"{name}/energy_wavelength_thickness")
     theirs, dhkl = stored(f"{name}/U_d"), stored(f"{name}/dhkl")
     mine = electron_structure_factors(atoms, CELLS[name.split("-")[0]], dhkl, energy / 1e3)

@@ -87,6 +87,15 @@ def test_a_search_does_not_end_with_a_small_r_that_is_of_the_direct_beam(monkeyp
     )
 
 
+@pytest.mark.parametrize(("seed", "largest", "counts"), [(1, 0.01, 1e4), (5, 0.005, 1e5)])
+def test_few_beams_do_not_tell_another_thickness_than_the_one_that_fits_best(seed, largest, counts):
+    """At 65 and 79 nm a weak crystal explains 5 beams nearly as well: R is that of noise, the weighted R is not."""
+    at = geometry(shell_beams(CUBIC, (0, 0, 1), 5), tilt_disc(5, 60.0)[0], **AT)
+    clean = intensities(with_origin(random_u(np.random.default_rng(seed), at.dhkl, largest), at), at, 180.0)
+    found = search.invert(counted(np.random.default_rng(0), clean, counts), at, thickness=(50.0, 1000.0))
+    assert found[0].thickness == pytest.approx(180.0, abs=4 * found[0].thickness_sigma)
+
+
 @pytest.mark.parametrize(("thickness", "inside"), [(40.0, False), (99.5, True), (1005.0, True), (1100.0, False)])
 def test_a_thickness_beyond_the_limits_is_no_solution(thickness, inside):
     at = square(5, 4)

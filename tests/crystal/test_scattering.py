@@ -39,7 +39,7 @@ def gemmi_structure(name):
 @pytest.mark.parametrize("name", ["Cu", "Si", "Ti", "GaN", "ZrO2", "CuWO4", "Al2O3", "TiO2"])
 def test_structure_factors_against_gemmi(name):
     symbol, cell, sites, _ = TABLE[name]
-    structure = scattering.structure_from_sites(spacegroup.space_group(symbol), sites)
+    structure = scattering.structure_from_sites(spacegroup.space_group(symbol), cell, sites)
     small = gemmi_structure(name)
     authority = gemmi.StructureFactorCalculatorX(small.cell)
     expected = np.array([authority.calculate_sf_from_small_structure(small, hkl.tolist()) for hkl in HKL[::5]])
@@ -50,11 +50,11 @@ def test_structure_factors_against_gemmi(name):
 def test_intensities_have_the_symmetry_and_the_absences_of_the_group():
     for name, (symbol, cell, sites, _) in TABLE.items():
         group = spacegroup.space_group(symbol)
-        squared = scattering.intensities(scattering.structure_from_sites(group, sites), cell, HKL)
+        squared = scattering.intensities(scattering.structure_from_sites(group, cell, sites), cell, HKL)
         assert np.all(squared[group.absent(HKL)] == 0), name
         orbit = group.orbit(HKL[::7])
         turned = scattering.intensities(
-            scattering.structure_from_sites(group, sites), cell, orbit.reshape(-1, 3)
+            scattering.structure_from_sites(group, cell, sites), cell, orbit.reshape(-1, 3)
         ).reshape(orbit.shape[:2])
         # the printed coordinates of special positions (1/3) have all their digits here, so the match is close
         np.testing.assert_allclose(turned, squared[::7, None] + 0 * turned, rtol=1e-6, atol=1e-6 * squared.max())
@@ -63,15 +63,36 @@ def test_intensities_have_the_symmetry_and_the_absences_of_the_group():
 def test_silicon_222_is_extinct_by_its_atoms_alone():
     """Not a systematic absence of Fd-3m, but zero for atoms on 8a; 200 is absent and 400 is strong."""
     group = spacegroup.space_group("F d -3 m:1")
-    structure = scattering.structure_from_sites(group, (("Si", 0.0, 0.0, 0.0),))
+    cell = (5.431, 5.431, 5.431, 90.0, 90.0, 90.0)
+    structure = scattering.structure_from_sites(group, cell, (("Si", 0.0, 0.0, 0.0),))
     hkl = np.array([(2, 2, 2), (2, 0, 0), (4, 0, 0), (1, 1, 1)])
     assert group.absent(hkl).tolist() == [False, True, False, False]
-    assert (scattering.intensities(structure, (5.431,) * 3 + (90.0,) * 3, hkl) > 0).tolist() == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    assert (scattering.intensities(structure, cell, hkl) > 0).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("edge", [3.0, 30.0, 100.0])
+@pytest.mark.parametrize("digits", [3, 4])
+def test_special_positions_of_few_digits_are_those_they_stand_for(edge, digits):
+    """2c of P63/mmc at 1/3, 2/3, and its 6h, where y = 2x in print differs by a digit."""
+    cell, group = (edge, edge, 1.6 * edge, 90.0, 90.0, 120.0), spacegroup.space_group("P 63/m m c")
+    third, two = round(1 / 3, digits), round(2 / 3, digits)
+    double = round(2 * 0.12345, digits)
+    sites = (("Mg", third, two, 0.25), ("O", round(double / 2, digits), double, 0.25))
+    structure = scattering.structure_from_sites(group, cell, sites)
+    assert structure.element == ("Mg",) * 2 + ("O",) * 6
+    np.testing.assert_allclose(sorted(structure.xyz[:2, 0]), [1 / 3, 2 / 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("edge", [4.0, 10.0, 40.0, 100.0])
+@pytest.mark.parametrize(("off", "atoms"), [(0.03, 1), (0.08, 2), (0.3, 2)])
+def test_images_of_a_disordered_atom_are_told_apart_by_their_distance(edge, off, atoms):
+    """Half an atom `off` angstrom from its image in a centre of symmetry, in a cell of any size."""
+    cell, group = (edge, edge, edge, 90.0, 90.0, 90.0), spacegroup.space_group("P -1")
+    place = 0.5 + off / 2 / edge
+    structure = scattering.structure_from_sites(group, cell, (("O", place, 0.5, 0.5),), occupancy=(0.5,))
+    assert len(structure.element) == atoms
+    full = scattering.structure_from_sites(group, cell, (("O", place, 0.5, 0.5),))
+    assert len(full.element) == 1 and full.xyz[0] == pytest.approx(0.5)
 
 
 def test_absences_of_every_group_against_gemmi():
@@ -114,7 +135,7 @@ def test_atoms_of_a_cif(tmp_path):
     path.write_text(text)
     crystal = scattering.crystal_from_cif(path)
     symbol, cell, sites, _ = TABLE["ZrO2"]
-    expected = scattering.structure_from_sites(spacegroup.space_group(symbol), sites)
+    expected = scattering.structure_from_sites(spacegroup.space_group(symbol), cell, sites)
     np.testing.assert_allclose(crystal.cell, cell, rtol=1e-6)
     np.testing.assert_allclose(
         scattering.intensities(crystal.structure, crystal.cell, HKL),

@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 from fabio.tifimage import TifImage
+from scipy.spatial.transform import Rotation
 
 from mlindex import stage as stages
 from mlindex.config import LaueSettings, read_campaign
 from mlindex.crystal.rotation import misorientation
+from mlindex.crystal.scattering import intensities
 from mlindex.formats import lauetools
 from mlindex.laue import frame as frames
 from mlindex.laue import search
@@ -223,6 +225,33 @@ def test_energies_are_those_of_the_lowest_order_that_gemmi_allows(name, known):
         lower = [n for n in range(1, order) if n * one >= BAND[0]]
         structure_forbids += any(not operations.is_systematically_absent([n * i for i in index]) for n in lower)
     assert structure_forbids <= 0.1 * len(hkl), "of Ti the hexagonal close packing extinguishes some more"
+
+
+@pytest.mark.parametrize(
+    ("name", "hkl", "order", "energy"),
+    [
+        # the order asked for at an energy (keV), and the one that is told
+        ("Si", (1, 0, 0), (4, 23.2), 4),  # 100 at 5.8 is in the band and extinct, 400 is just beyond
+        ("C_diamond", (1, 1, 1), (2, 14.0), 1),  # 222 alone is in the band of 12 to 15, and extinct by its atoms
+        ("Si", (1, 1, 1), (1, 4.9), 3),  # 333 is in the band
+        ("Cu", (1, 1, 0), (2, 23.1), 2),
+    ],
+)
+def test_a_spot_beyond_the_band_has_an_order_that_is_not_extinct(name, hkl, order, energy):
+    one = material(name)
+    number, kev = order
+    band = (12.0, 15.0) if name == "C_diamond" else BAND
+    q = np.array(hkl) @ one.b.T * number
+    length = np.linalg.norm(q)
+    along = 12.398419843 * length**2 / (2 * kev)  # -q_x at this energy
+    target = np.array([-along, 0.0, np.sqrt(length**2 - along**2)]) / length
+    turn = Rotation.align_vectors([target], [q / length])[0].as_matrix()
+    (grain,) = true_grains(frame_of(name))
+    grain = search.Grain(**{**grain.__dict__, "ub": turn @ one.b, "hkl": np.array([hkl]), "spots": np.array([0])})
+    (index,), (found,) = laue.energies_of(grain, DETECTOR, band)
+    assert index.tolist() == list(hkl) and found == pytest.approx(kev * energy / number, rel=1e-6)
+    squared = intensities(one.structure, one.cell, np.array([hkl]) * energy)
+    assert squared[0] > 0 and not one.group.absent(np.array([hkl]) * energy)[0]
 
 
 def test_the_sign_of_hkl_is_that_which_diffracts(known):
