@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,28 @@ def _write(output: Path, name: str, stage: Any, results: Sequence[Result], setti
         ) from None
 
 
+def _line(record: Any) -> str:
+    """A record as one line of JSON, with escapes for what standard output cannot hold, as names that are not UTF-8."""
+    text = json.dumps(record, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(record, allow_nan=False)
+    return text
+
+
+def _shown(show: Callable[[], object]) -> bool:
+    """Print something; False, and nothing is printed any more, where standard output is closed, as by `head`."""
+    try:
+        show()
+    except (BrokenPipeError, SystemExit):  # rich ends the program over it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # for what is still buffered
+        os.close(nowhere)
+        return False
+    return True
+
+
 def index_files(
     name: str,
     settings: Settings,
@@ -108,7 +132,8 @@ def index_files(
     """Index the files with the stage called `name`; the exit status: 0, or 1 where something failed.
 
     Results go to standard output as they come: JSON lines, or a `table` each; `tally` counts many. Progress and
-    failures go to standard error. Raises `InputError` for arguments that cannot be used.
+    failures go to standard error. Where standard output is closed the work goes on for `output` alone, and ends without
+    it. Raises `InputError` for arguments that cannot be used.
     """
     files = files_from(names)
     if output is not None:
@@ -117,7 +142,7 @@ def index_files(
     stage = load(name, settings)
     out = printer()
     results: list[Result] = []
-    interrupted = False
+    interrupted, read = False, True  # by someone, what is printed
     progress = progress_bar()
     task = progress.add_task("indexing", total=len(files))
     progress.start()
@@ -126,9 +151,11 @@ def index_files(
             results.append(result)
             progress.stop()  # or its bar would be drawn through the result where both are one terminal
             if as_json:
-                print(json.dumps(stage.record(result), allow_nan=False, ensure_ascii=False), flush=True)
+                read = read and _shown(functools.partial(print, _line(stage.record(result)), flush=True))
             elif result.status is not Status.FAILED:
-                out.print(table(result))
+                read = read and _shown(functools.partial(out.print, table(result)))
+            if not read and output is None:
+                return 1
             if result.status is Status.FAILED:
                 say(f"failed: {result.id}: {result.reason}")
             progress.update(task, completed=len({r.source for r in results}))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mlindex.cli.options import finite
 
 _LARGEST_INDEX = 1e6  # of a zone axis
 
@@ -17,7 +20,7 @@ def _numbers(text: str, count: int, option: str, example: str) -> list[float]:
         values = [float(v) for v in text.replace(",", " ").split()]
     except ValueError:
         values = []
-    if len(values) != count:
+    if len(values) != count or not all(map(math.isfinite, values)):
         raise InputError(f"{option}: {text!r} is not {count} numbers; give them as {example}")
     return values
 
@@ -31,7 +34,9 @@ def simulate_larbed(
     random: Annotated[
         float | None,
         typer.Option(
-            help="Random structure factors, real and imaginary part within +-LARGEST (1/A^2).", metavar="LARGEST"
+            help="Random structure factors, real and imaginary part within +-LARGEST (1/A^2).",
+            metavar="LARGEST",
+            callback=finite,
         ),
     ] = None,
     cell: Annotated[str | None, typer.Option(help="Needed without a CIF.", metavar="a,b,c,alpha,beta,gamma")] = None,
@@ -43,11 +48,14 @@ def simulate_larbed(
     steps: Annotated[
         int, typer.Option(min=0, help="Tilts i, j with i^2 + j^2 <= STEPS^2; 12, 16, 18 give 441, 797, 1009.")
     ] = 12,
-    angle: Annotated[float, typer.Option("--range", help="Largest tilt.", metavar="MRAD")] = 70.0,
-    thickness: Annotated[float, typer.Option(min=0.0, help="In nanometres.", metavar="NM")] = 30.0,
-    voltage: Annotated[float, typer.Option(help="Accelerating voltage.", metavar="KV")] = 120.0,
+    angle: Annotated[float, typer.Option("--range", help="Largest tilt.", metavar="MRAD", callback=finite)] = 70.0,
+    thickness: Annotated[float, typer.Option(min=0.0, help="In nanometres.", metavar="NM", callback=finite)] = 30.0,
+    voltage: Annotated[float, typer.Option(help="Accelerating voltage.", metavar="KV", callback=finite)] = 120.0,
     absorption: Annotated[
-        float, typer.Option(min=0.0, help="Absorptive potential as a proportion of the elastic one; of a CIF only.")
+        float,
+        typer.Option(
+            min=0.0, callback=finite, help="Absorptive potential as a proportion of the elastic one; of a CIF only."
+        ),
     ] = 0.0,
     higher: Annotated[
         str | None,
@@ -59,7 +67,8 @@ def simulate_larbed(
         ),
     ] = None,
     counts: Annotated[
-        float | None, typer.Option(help="Poisson noise: electrons in the brightest place. Default: none.")
+        float | None,
+        typer.Option(callback=finite, help="Poisson noise: electrons in the brightest place. Default: none."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
 ) -> None:
@@ -84,6 +93,8 @@ def simulate_larbed(
         raise InputError(f"--zone: {zone!r} are not three whole numbers; give them as 0,0,1")
     lattice = None if cell is None else _numbers(cell, 6, "--cell", "3.905,3.905,3.905,90,90,90")
     zones = None if higher is None else _numbers(higher, 2, "--higher-zones", "2.5,0.01")
+    if zones is not None and min(zones) <= 0:
+        raise InputError(f"--higher-zones: {higher!r} takes no beam; give two positive numbers (1/A), as 2.5,0.01")
     options = {
         "cif": cif,
         "given": given,

@@ -26,6 +26,7 @@ from mlindex.cli.laue_options import (
     calibrate_laue,
     laue_settings,
 )
+from mlindex.cli.options import finite
 from mlindex.cli.peaks import make_peaks
 from mlindex.cli.scan_options import SampleScan, SampleStep, ScanOption, StepOption, map_scan
 from mlindex.cli.train import train_powder
@@ -226,11 +227,20 @@ def simulate_laue(
         typer.Option(help="Calibration (.det, or .cor with a footer). Default: as at BM32.", metavar="CALIB.det"),
     ] = None,
     energy: Energy = "5,23",
-    noise: Annotated[float, typer.Option(min=0.0, help="Standard deviation of x and y in pixels.")] = 0.2,
-    dropped: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the spots that is missing.")] = 0.15,
-    spurious: Annotated[float, typer.Option(min=0.0, max=1.0, help="Spots of no grain, of the others.")] = 0.1,
+    noise: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Standard deviation of x and y in pixels.")
+    ] = 0.2,
+    dropped: Annotated[
+        float, typer.Option(min=0.0, max=1.0, callback=finite, help="Fraction of the spots that is missing.")
+    ] = 0.15,
+    spurious: Annotated[
+        float, typer.Option(min=0.0, max=1.0, callback=finite, help="Spots of no grain, of the others.")
+    ] = 0.1,
     strain: Annotated[
-        float, typer.Option(min=0.0, max=0.05, help="Standard deviation of the elements of the deviatoric strain.")
+        float,
+        typer.Option(
+            min=0.0, max=0.05, callback=finite, help="Standard deviation of the elements of the deviatoric strain."
+        ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
     scan: SampleScan = None,
@@ -275,7 +285,7 @@ def train_laue(
         ),
     ] = None,
     energy: Energy = "5,23",
-    minutes: Annotated[float, typer.Option(min=0.01, help="At most so long a material.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.01, callback=finite, help="At most so long a material.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     output: Annotated[
         Path | None,

@@ -40,6 +40,8 @@ def submit(campaign_file: Path, dry_run: bool) -> int:
                 f"{path}: [slurm.stage.{name}]: there is no such stage; the stages are {', '.join(STAGES)}"
             )
     slurm.resources(campaign, path)
+    if notice := slurm.short_notice(campaign):
+        say(f"warning: {path}: {notice}")
     run = path.parent / campaign.campaign.output
     if dry_run:
         parts = _left(campaign, run) if (run / inputs.MANIFEST).exists() else None

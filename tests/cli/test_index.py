@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from mlindex.config import PowderSettings
 from mlindex.runtime.shards import read_results
 from tests.cli.fake import FakeStage
+from tests.runtime.campaigns import PATIENCE, ROOT
 
 
 def test_table_on_standard_output(mlindex, lists):
@@ -33,6 +37,49 @@ def test_a_bad_file_is_named_and_the_others_go_on(mlindex, lists):
     assert "failed: broken:" in answer.err and "q2 = -2, is not positive" in answer.err
     assert "failed: bug: RuntimeError: a bug" in answer.err
     assert "4 lists: 1 solved, 3 failed" in answer.err and "Traceback" not in answer.err
+
+
+PROGRAM = """
+import sys
+from mlindex import stage
+from mlindex.cli.main import main
+from mlindex.runtime import device
+stage.STAGES["powder"] = "tests.cli.fake:FakeStage"
+device.apply = lambda *a: None
+main(sys.argv[1:])
+"""
+
+
+def process(*arguments: object, **how) -> subprocess.Popen:
+    words = [sys.executable, "-c", PROGRAM, *map(os.fsencode, arguments)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+@pytest.mark.parametrize(("option", "encoding"), [(["--json"], "utf-8"), (["--json"], "ascii"), ([], "utf-8")])
+def test_a_name_that_is_not_utf_8_is_printed(lists, option, encoding):
+    path = os.fsencode(lists) + b"/caf\xe9-\xc3\xa9.txt"
+    (lists / "alpha.txt").rename(os.fsdecode(path))
+    answer = process("index", "powder", *option, path, env={**os.environ, "PYTHONIOENCODING": encoding})
+    out, err = answer.communicate(timeout=PATIENCE)
+    assert answer.returncode == 0 and not err, err
+    assert json.loads(out)["source"] == os.fsdecode(path) if option else b"caf" in out
+
+
+@pytest.mark.parametrize("option", [["--json"], []])
+def test_results_are_written_where_nobody_reads_what_is_printed(lists, option):
+    """As with `| head -1`: the pipe is closed after the first line."""
+    names = [lists / f"{name}.txt" for name in ("alpha", "beta", "noise")]
+    for output in ([], ["-o", lists / "r.h5"]):
+        answer = process("index", "powder", *option, *output, *names)
+        assert answer.stdout.readline()
+        answer.stdout.close()
+        err = answer.stderr.read().decode()
+        answer.stderr.close()
+        code = answer.wait(PATIENCE)
+        assert "Traceback" not in err and "Broken" not in err and "Exception" not in err
+        assert code in ((0,) if output else (0, 1))
+    assert [r.id for r in read_results(lists / "r.h5")] == ["alpha", "beta", "noise"]
+    assert "3 lists: 2 solved, 1 unsolved" in err and f"results in {lists / 'r.h5'}" in err
 
 
 def test_directories_and_globs(mlindex, lists):

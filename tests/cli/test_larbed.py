@@ -35,6 +35,22 @@ def simulated(run, path: Path, *more: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize("option", ["random", "range", "thickness", "voltage", "absorption", "counts"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_numbers_that_no_pattern_can_have_are_refused(run, tmp_path, option, value):
+    given = {"random": "0.1", option: value}
+    words = [f"--{name}={text}" for name, text in given.items()]
+    answer = run("simulate", "larbed", "--cell", CELL, *words, "-o", tmp_path / "p.h5")
+    assert answer.code == 2 and not (tmp_path / "p.h5").exists()
+
+
+@pytest.mark.parametrize("limits", ["nan,0.01", "2.5,inf", "-2.5,0.01", "2.5,0"])
+def test_limits_of_higher_zones_are_positive_numbers(run, tmp_path, limits):
+    options = ("--random", 0.1, "--cell", CELL, f"--higher-zones={limits}", "-o", tmp_path / "p.h5")
+    answer = run("simulate", "larbed", *options)
+    assert answer.code == 2 and "--higher-zones" in answer.err and answer.err.count("\n") == 1
+
+
 @pytest.fixture
 def patterns(run, tmp_path) -> Path:
     """Three patterns, one of which is cut short."""

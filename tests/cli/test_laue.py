@@ -36,6 +36,13 @@ def frames(run, tmp_path) -> Path:
     return tmp_path / "sim"
 
 
+@pytest.mark.parametrize("option", ["noise", "dropped", "spurious", "strain"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-0.1"])
+def test_numbers_that_no_frame_can_have_are_refused(run, tmp_path, option, value):
+    answer = run("simulate", "laue", "--material", "Cu", f"--{option}={value}", "-o", tmp_path / "sim")
+    assert answer.code == 2 and f"--{option}" in answer.err and not (tmp_path / "sim").exists()
+
+
 def test_simulated_frames_are_those_of_the_truth(frames, run):
     truth = json.loads((frames / "truth.json").read_text())
     assert sorted(p.name for p in frames.iterdir()) == ["frame_0000.cor", "frame_0001.cor", "truth.json"]

@@ -55,6 +55,29 @@ def test_dry_run_prints_both_scripts_and_writes_nothing(mlindex, toml):
     assert answer.out.count("#!/bin/bash") == 2 and sorted(toml.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("bloch", "campaign", "slurm", "warned"),
+    [
+        ("", "", "", True),
+        ("", "item_seconds = 300", "", True),
+        ("", "item_seconds = 80", "", False),
+        ("seconds = 60", "", "", False),
+        ("", "", "signal_seconds = 1300", False),
+    ],
+)
+def test_a_signal_that_comes_too_late_for_an_item_is_told(mlindex, toml, bloch, campaign, slurm, warned):
+    toml.write_text(
+        f'[campaign]\nstage = "bloch"\ninputs = ["alpha.txt"]\n{campaign}\n[bloch]\n{bloch}\n[slurm]\n{slurm}\n'
+    )
+    answer = mlindex("submit", toml, "--dry-run")
+    assert answer.code == 0 and answer.out.count("#!/bin/bash") == 2
+    if warned:
+        assert answer.err.startswith(f"warning: {toml}: [slurm]: signal_seconds = 90 is less than the time that an")
+        assert "[bloch] seconds = 1200" in answer.err and answer.err.count("\n") == 1
+    else:
+        assert answer.err == ""
+
+
 def test_dry_run_says_what_submit_would(mlindex, toml, scheduler):
     """Of a run: the parts that are left; of a complete one, that there is nothing to submit."""
     for part in range(3):
