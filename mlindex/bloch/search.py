@@ -221,12 +221,11 @@ def invert(
                 break
         if found and float(found[0][0].r_factor) < enough and arms[-1].free.sum() <= _FEW:
             solved, _, arm = found[0]
-            for depth in np.arange(*thickness, 2 * width):
-                if seconds is not None and time.monotonic() - began > seconds:
-                    break
-                state = _polished(_moved(solved, depth, geometry.k0), arm, problem, lowest, rng)
+            for state in _at_other_thicknesses(solved, arm, problem, rng):
                 lowest = min(lowest, float(state.cost))
                 found = _ranked(found, state, arm, number=0)  # no start of its own
+                if seconds is not None and time.monotonic() - began > seconds:
+                    break
         if not found:  # nothing came near: the best of what there is, as good as it gets
             arm, state = min(((a, a.best) for a in arms if a.best), key=lambda one: float(one[1].r_factor))
             found = [(_polished(state.x, arm, problem, 0.0, rng), 1, arm)]
@@ -265,13 +264,18 @@ def _elsewhere(
         yield loose, its
 
 
-def _moved(state: refine.State, depth: float, k0: float) -> NDArray[np.float64]:
-    """The parameters of a solution at another thickness (A), with structure factors that scatter as much there."""
-    x = np.array(state.x)
-    ratio = depth / refine.thickness_of(state, k0)
-    x[: -refine.EXTRA] /= ratio
-    x[-refine.EXTRA] *= ratio
-    return x
+def _at_other_thicknesses(
+    state: refine.State, arm: Arm, problem: _Problem, rng: np.random.Generator
+) -> Iterator[refine.State]:
+    """A solution fitted again from each thickness, with structure factors that scatter as much there."""
+    best, own = float(state.cost), refine.thickness_of(state, problem.geometry.k0)
+    for depth in np.arange(*problem.limits, 2 * problem.width):
+        x, ratio = np.array(state.x), depth / own
+        x[: -refine.EXTRA] /= ratio
+        x[-refine.EXTRA] *= ratio
+        fitted = _polished(x, arm, problem, best, rng)
+        best = min(best, float(fitted.cost))
+        yield fitted
 
 
 def _explains_more(free: refine.State, tied: refine.State, more: float, left: float) -> bool:
