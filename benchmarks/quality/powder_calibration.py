@@ -9,6 +9,8 @@ the true one (`truth.py`). The calibration error is the mean over the lists of |
 equal width; the reliability diagram is printed as a table. A list is lost to ranking where the true lattice is among
 the candidates but not first, and never found where it is not among them. Besides the calculated lists of the chosen
 variants there are lists of random lines, to which "not solved" is the answer; they enter no other figure.
+Calibration is shown apart for answers of up to three free parameters and of more, because few lines fit many cells of
+low symmetry: `--first 7,9,12` cuts the lists of each lattice to so many lines in turn.
 `--outcomes` keeps what the searches gave, or uses what is there.
 """
 
@@ -37,7 +39,7 @@ from mlindex.crystal.lattice import BRAVAIS
 from mlindex.crystal.metric import cell_from_reciprocal_metric, reciprocal_metric_from_cell
 from mlindex.powder import judge
 from mlindex.powder.lines import lines_from_q2
-from mlindex.powder.posterior import WEIGHTS, weights
+from mlindex.powder.posterior import LIST, WEIGHTS, weights
 from mlindex.powder.posterior_train import (
     SOLVED_GAIN,
     SOLVED_WIDTH,
@@ -63,6 +65,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variant", default="clean,dirty,serial", help=f"a comma list of {', '.join(VARIANTS)}")
     parser.add_argument("--per-lattice", type=int, default=10, help="lists of each Bravais lattice and variant")
     parser.add_argument("--random", type=int, default=20, help="lists of random lines")
+    parser.add_argument("--first", default="", help="lines to keep of each list, a comma list in turn; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the line errors and random lines")
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--budget", type=float, default=0.0, help="wall seconds after which no list is begun; 0: none")
@@ -104,9 +107,12 @@ def lists_of(options: argparse.Namespace) -> Iterator[tuple[Labelled, Truth]]:
     sample."""
     variants = options.variant.split(",")
     lists = entries_of(options, options.per_lattice, options.seed)
+    lengths = [int(n) for n in options.first.split(",") if n] or [None]
     for turn in range(max(options.per_lattice, options.random)):
         for variant, lattice in itertools.product(variants, LATTICES):
-            yield from lists.get((variant, lattice), [])[turn : turn + 1]
+            for one, truth in lists.get((variant, lattice), [])[turn : turn + 1]:
+                q2 = one.lines.q2[: lengths[turn % len(lengths)]]
+                yield one._replace(lines=lines_from_q2(q2, one.lines.wavelength)), truth
         if turn < options.random:
             lines = lines_from_q2(random_lines(turn, options.seed), WAVELENGTH if turn % 2 else None)
             yield Labelled(f"random {turn}", f"random {turn}", RANDOM, "", lines, None), None
@@ -227,7 +233,11 @@ def report_of(outcomes: Outcomes, model: dict[str, NDArray]) -> dict[str, Any]:
     for name, probability in (("evidence", by_evidence(outcomes)), ("posterior", probabilities(outcomes, model))):
         parts = {"all": genuine}
         parts |= {v: genuine[outcomes.variant[genuine] == v] for v in dict.fromkeys(outcomes.variant[genuine].tolist())}
-        report[name] = {part: figures(outcomes.subset(use), probability[use]) for part, use in parts.items()}
+        parameters = outcomes.whole[genuine, LIST.index("free parameters of the best")]
+        parts |= {"p <= 3": genuine[parameters <= 3], "p > 3": genuine[parameters > 3]}
+        report[name] = {
+            part: figures(outcomes.subset(use), probability[use]) for part, use in parts.items() if len(use)
+        }
         report[name]["not solved"] = unsolved(outcomes, probability)
     return report
 
@@ -281,7 +291,7 @@ def main() -> None:
     if options.plot:
         plot(report, options.plot)
     if options.json:
-        kept = ("set", "variant", "per_lattice", "random", "seed", "effort")
+        kept = ("set", "variant", "per_lattice", "random", "first", "seed", "effort")
         settings = {key: getattr(options, key) for key in kept}
         document = {"settings": settings, "outcomes": outcomes.digest(), "report": report, "hardware": surroundings()}
         options.json.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,9 +1,13 @@
 """Observed line positions with the error model that the search and the judgement share.
 
 Errors are those of an angle: a line at q (= 1/d) is uncertain by sigma_q = s w, with s in degrees 2theta and
-w = cos(theta)/lambda * pi/180 the change of q per degree. A list without a wavelength is taken for one of a serial
-powder, whose q2 is uncertain by 0.0001 + 0.0006 q2 (the write-up of ML-Index): w has that dependence on q, scaled so
-that s still reads as degrees on a laboratory diffractometer (Cu K alpha) in the middle of a pattern.
+w = cos(theta)/lambda * pi/180 the change of q per degree. Below 0.4 angstrom, where a pattern is squeezed into a few
+degrees, s counts in units as much smaller than a degree as the wavelength is than 0.4 angstrom.
+
+A list without a wavelength is taken for one of a serial powder, whose q2 is uncertain by 0.0001 + 0.0006 q2 (the
+write-up of ML-Index): w has that dependence on q, scaled so that s still reads as degrees on a laboratory
+diffractometer (Cu K alpha) in the middle of a pattern. Lines of a large cell lie closer than 0.0001, and nobody could
+have told them apart with that error: the constant is at most a tenth of the spacing.
 """
 
 from __future__ import annotations
@@ -15,13 +19,18 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 _SERIAL = (1e-4, 6e-4)  # standard deviation of q2 of a serial powder: constant (1/angstrom^2) and slope
+_OF_SPACING = 0.1  # the constant at most, of the mean distance in q2 of neighbouring lines
 _SERIAL_DEGREES = 0.025  # the same for Cu K alpha 1 at d = 4 angstrom, degrees 2theta
+_SHORT = 0.4  # angstrom: the wavelength below which the unit of s is smaller than a degree
 _TWICE, _SHARE_TWICE = 0.02, 0.2  # degrees 2theta between lines that are one, and the share from which they are
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of one pattern: q2 (n,) in 1/angstrom^2 ascending, q (n,), w (n,) in 1/angstrom per degree of 2theta."""
+    """Lines of one pattern: q2 (n,) in 1/angstrom^2 ascending, q (n,), w (n,) in 1/angstrom per degree of 2theta.
+
+    Below 0.4 angstrom w, and all that is said to be in degrees of 2theta, is in units of `degrees`.
+    """
 
     q2: NDArray[np.float64]
     q: NDArray[np.float64]
@@ -30,6 +39,11 @@ class Lines:
 
     def __len__(self) -> int:
         return len(self.q2)
+
+    @property
+    def degrees(self) -> float:
+        """The unit of s, in degrees of 2theta."""
+        return 1.0 if self.wavelength is None else min(self.wavelength / _SHORT, 1.0)
 
     def first(self, n: int) -> Lines:
         """The first n lines."""
@@ -45,10 +59,12 @@ class Lines:
 
 
 def _width(q2: NDArray[np.float64], wavelength: float | None) -> NDArray[np.float64]:
-    """The change of q per degree of 2theta."""
+    """The change of q per unit of s, for all lines (n,) of a list."""
     if wavelength is None:
-        return (_SERIAL[0] + _SERIAL[1] * q2) / (2 * np.sqrt(q2)) / _SERIAL_DEGREES
-    return np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1)) / wavelength * np.pi / 180
+        constant = min(_SERIAL[0], _OF_SPACING * float(q2[-1] - q2[0]) / max(len(q2) - 1, 1))
+        return (constant + _SERIAL[1] * q2) / (2 * np.sqrt(q2)) / _SERIAL_DEGREES
+    cosine = np.sqrt(np.clip(1 - q2 * wavelength**2 / 4, 1e-4, 1))
+    return cosine / max(wavelength, _SHORT) * np.pi / 180
 
 
 def lines_from_q2(q2: Float[np.ndarray, " n"], wavelength: float | None) -> Lines:

@@ -43,7 +43,8 @@ def smith_snyder(fit: Fit, lines: Lines, n: int = LINES) -> float:
     use, possible = _used(fit, n)
     if lines.wavelength is None or not possible:
         return float("nan")
-    return float(use.sum() / (max(np.abs(fit.residual[use]).mean(), 1e-6) * possible))
+    difference = np.abs(fit.residual[use]).mean() * lines.degrees
+    return float(use.sum() / (max(difference, 1e-6) * possible))
 
 
 def information(fit: Fit, lines: Lines, n: int = LINES) -> float:

@@ -4,10 +4,14 @@ The evidence (`judge`) ranks the lattices. How far it may be believed is learned
 truth, and a search may not have met the true cell at all. With d_c the evidence of candidate c less that of the best
 (nats) and t what can be said of the list and of its best candidate (`LIST`),
 
-    p_c = sigma(s . t) exp(w d_c) / sum_c exp(w d_c),   p_none = 1 - sigma(s . t),   w = exp(a . t),
+    p_c = sigma(s . t) f(d_c) / sum_c f(d_c),   p_none = 1 - sigma(s . t),
+    f(d) = (1 - d / b)^(-w b),   w = exp(a . t),
 
-where only the number of lines and whether there is a wavelength enter a. The weight w is positive and one for the
-list, so the order of the probabilities is that of the evidence. Features of each candidate (lattice, share of lines
+where only the number of lines and whether there is a wavelength enter a. For small differences f is exp(w d); b nats
+on, it falls as a power, because the larger a difference, the likelier it is that the model of lines is wrong (a tail
+like that of Student's law; with exp(w d) alone the log score of families left out is 0.05 to 0.1 a list worse). Both b
+and the weight w are positive and one for the list, so the order of the probabilities is that of the evidence. Features
+of each candidate (lattice, share of lines
 seen, relatives among the others) changed the order and gained nothing on families left out: 184 of 210 lists right
 with them, 185 without.
 """
@@ -18,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -47,6 +52,7 @@ LIST = (
     "share seen of the best",
     "log predicted a line of the best",
     "free parameters of the best",
+    "free parameters a line of the best",
     "surveyed only",
     "surveyed only, gain a line of the best",
 )
@@ -94,6 +100,7 @@ def features(ranked: Sequence[Judged], lines: Lines, *, surveyed_only: bool = Fa
         float(seen.sum()) / visible,
         np.log(visible / n),
         BRAVAIS[best.fit.bravais].n_free,
+        BRAVAIS[best.fit.bravais].n_free / n,
         float(surveyed_only),
         surveyed_only * surplus,
     ]
@@ -109,10 +116,19 @@ def weights(path: Path = WEIGHTS) -> dict[str, NDArray]:
         raise InputError(f"{path}: these are no weights of a posterior ({error}); train them again") from None
 
 
+def tempered(difference: Float[np.ndarray, "*k"], weight: Any, bend: float) -> Float[np.ndarray, "*k"]:
+    """log f of differences of evidence, which are not positive: about w d down to d = -b, then the log of a power.
+
+    `weight`: one, or an array that broadcasts to the differences.
+    """
+    return -weight * bend * np.log1p(-difference / bend)
+
+
 def logits(of: Features, model: Mapping[str, NDArray]) -> tuple[Float[np.ndarray, " k"], float]:
-    """w d (k,) of the candidates, and s . t of the list."""
+    """log f (k,) of the candidates, and s . t of the list."""
     t = (of.whole - model["mean"]) / model["scale"]
-    return np.exp(t[list(WEIGHING)] @ model["evidence"]) * of.difference, float(t @ model["solved"])
+    weight = float(np.exp(t[list(WEIGHING)] @ model["evidence"]))
+    return tempered(of.difference, weight, float(np.exp(model["bend"][0]))), float(t @ model["solved"])
 
 
 def posterior(of: Features, model: Mapping[str, NDArray]) -> tuple[Float[np.ndarray, " k"], float]:

@@ -2,9 +2,9 @@
 
 What a search has found after each of its passes is one example, because the posterior ends the search as well as
 judging its answer. It teaches twice: whether any of the candidates is right (s), and, where one is, how the evidence
-divides the probability among them (a). Searches for training are more patient than others, so that there are examples
-on both sides of where a search ends. Lists of relatives of the true cell that were not searched, a hundred times
-cheaper, made the calibration of searches worse (error 0.064 against 0.034) and are not used.
+divides the probability among them (a and b). Searches for training are more patient than others, so that there are
+examples on both sides of where a search ends. Lists of relatives of the true cell that were not searched, a hundred
+times cheaper, made the calibration of searches worse (error 0.064 against 0.034) and are not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlindex.crystal.metric import transform_metric
 from mlindex.crystal.reduction import lattice_distance
 from mlindex.powder.judge import TEMPERATURE
 from mlindex.powder.lines import Lines
-from mlindex.powder.posterior import LIST, WEIGHING, features
+from mlindex.powder.posterior import LIST, WEIGHING, features, tempered
 from mlindex.powder.ranking import Judged
 from mlindex.powder.search import EFFORTS, JUDGED, states
 from mlindex.records import InputError
@@ -37,6 +37,7 @@ SAME = 0.01  # largest relative difference of the Voronoi vectors of a right ans
 # Nats a line over a uniform background at which a list is as likely solved as not, and the width, before training: the
 # best cells of random lists gain up to 3.3, true ones rarely less than 4
 SOLVED_GAIN, SOLVED_WIDTH = 3.7, 0.25
+BEND = 5.0  # nats, b before training
 PATIENCE = 1.5  # by which the doubt that ends a search is divided in training
 DECAY = 1.0  # of the squared distance from the start, on the scale of the summed loss
 
@@ -155,32 +156,46 @@ def collect(lists: Iterable[Labelled], *, seed: int = 0) -> Iterable[Outcomes]:
 
 
 def _start(mean: NDArray, scale: NDArray) -> NDArray[np.float64]:
-    """Weights before training, (a, s): a tempered evidence and a logistic of the gain a line. Training is drawn to
-    them, so where the data are silent the evidence speaks."""
+    """Weights before training, (a, ln b, s): a tempered evidence and a logistic of the gain a line. Training is drawn
+    to them, so where the data are silent the evidence speaks."""
     evidence, solved = np.zeros(len(WEIGHING)), np.zeros(len(LIST))
     evidence[0] = -np.log(TEMPERATURE)
     gain = LIST.index("gain a line of the best")  # less 4
     solved[gain] = scale[gain] / SOLVED_WIDTH
     solved[0] = (mean[gain] + 4.0 - SOLVED_GAIN) / SOLVED_WIDTH
-    return np.concatenate([evidence, solved])
+    return np.concatenate([evidence, [np.log(BEND)], solved])
+
+
+def _parts(flat: NDArray) -> tuple[NDArray, float, NDArray]:
+    """a, b and s."""
+    return flat[: len(WEIGHING)], float(np.exp(flat[len(WEIGHING)])), flat[len(WEIGHING) + 1 :]
+
+
+def _logs(outcomes: Outcomes, t: NDArray, a: NDArray, b: float) -> Float[np.ndarray, "n k"]:
+    """log f of the candidates, -inf for padding."""
+    weight = np.exp(t[:, WEIGHING] @ a)
+    return np.where(outcomes.real, tempered(outcomes.difference.astype(float), weight[:, None], b), -np.inf)
 
 
 def _objective(
     flat: NDArray, start: NDArray, t: NDArray, outcomes: Outcomes, decay: float
 ) -> tuple[float, NDArray[np.float64]]:
     """- log of the probability of what is right, summed over the lists, plus the decay; and its gradient."""
-    a, s = np.split(flat, [len(WEIGHING)])
-    weight = np.exp(t[:, WEIGHING] @ a)
-    each = np.where(outcomes.real, weight[:, None] * outcomes.difference, -np.inf)
+    a, b, s = _parts(flat)
+    each = _logs(outcomes, t, a, b)
     solved = t @ s
     found = outcomes.right.any(1)
     right = np.where(outcomes.right, each, -np.inf)[found]
     choice = logsumexp(each[found], axis=1) - logsumexp(right, axis=1)
     loss = choice.sum() - log_expit(np.where(found, solved, -solved)).sum() + decay * np.sum((flat - start) ** 2)
     share = softmax(each[found], axis=1) - softmax(right, axis=1)
-    by_weight = np.sum(share * np.where(outcomes.real[found], each[found], 0.0), axis=1)  # d each / d (a . t) = each
-    slope = np.concatenate([t[found][:, WEIGHING].T @ by_weight, t.T @ (expit(solved) - found)])
-    return float(loss), slope + 2 * decay * (flat - start)
+    known = np.where(outcomes.real[found], each[found], 0.0)
+    by_weight = np.sum(share * known, axis=1)  # d each / d (a . t) = each
+    ratio = outcomes.difference[found].astype(float) / b
+    # d each / d ln b = each + w b (-ratio) / (1 - ratio), with w b = each / -log1p(-ratio)
+    bent = known * (1 + ratio / (1 - ratio) / np.where(ratio < 0, np.log1p(-ratio), 1.0))
+    slope = [t[found][:, WEIGHING].T @ by_weight, [np.sum(share * bent)], t.T @ (expit(solved) - found)]
+    return float(loss), np.concatenate(slope) + 2 * decay * (flat - start)
 
 
 def fitted(outcomes: Outcomes, *, decay: float = DECAY) -> dict[str, NDArray]:
@@ -196,16 +211,15 @@ def fitted(outcomes: Outcomes, *, decay: float = DECAY) -> dict[str, NDArray]:
     start = _start(mean, scale)
     arguments = (start, (outcomes.whole - mean) / scale, outcomes, decay)
     found = minimize(_objective, start, arguments, jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    evidence, solved = np.split(found.x, [len(WEIGHING)])
-    model = {"evidence": evidence, "solved": solved, "mean": mean, "scale": scale}
+    evidence, bend, solved = _parts(found.x)
+    model = {"evidence": evidence, "bend": np.log([bend]), "solved": solved, "mean": mean, "scale": scale}
     return {name: np.asarray(value, np.float32) for name, value in model.items()}
 
 
 def probabilities(outcomes: Outcomes, model: dict[str, NDArray]) -> Float[np.ndarray, "n k1"]:
     """The posterior of every list: candidates, then "none of these"."""
     t = (outcomes.whole - model["mean"]) / model["scale"]
-    weight = np.exp(t[:, WEIGHING] @ model["evidence"])
-    each = np.where(outcomes.real, weight[:, None] * outcomes.difference, -np.inf)
+    each = _logs(outcomes, t, model["evidence"], float(np.exp(model["bend"][0])))
     share = expit(t @ model["solved"])
     return np.column_stack([np.exp(log_softmax(each, axis=1)) * share[:, None], 1 - share])
 

@@ -166,8 +166,10 @@ def solutions(ranked: Sequence[Judged], lines: Lines, count: int) -> list[Soluti
                 score=of.gain,
                 probability=of.probability,
                 space_group=of.space_group,
-                zero_shift=fit.zero if fit.zero_fitted else float("nan"),
-                zero_shift_esd=float(np.sqrt(fit.covariance[-1, -1])) if fit.zero_fitted else float("nan"),
+                zero_shift=fit.zero * lines.degrees if fit.zero_fitted else float("nan"),
+                zero_shift_esd=float(np.sqrt(fit.covariance[-1, -1])) * lines.degrees
+                if fit.zero_fitted
+                else float("nan"),
                 ambiguity=ambiguity,
                 q2_calc=fit.q2[fit.reflection],
                 hkl=np.rint(fit.hkl[fit.reflection] @ p).astype(np.int64),

@@ -46,3 +46,24 @@ def test_two_measurements_of_one_sample_are_one_list(wavelength):
     np.testing.assert_allclose(twice.w, once.w, rtol=1e-9)
     pair = lines_from_q2(np.append(q2, q2[3] + shift[3]), wavelength)
     assert len(pair) == len(q2) + 1, "a sharp pattern may resolve one pair"
+
+
+@given(wavelength=st.floats(0.05, 0.4), seed=st.integers(0, 10**6))
+def test_the_unit_of_errors_is_less_than_a_degree_at_short_wavelengths(wavelength, seed):
+    tth = np.sort(np.random.default_rng(seed).uniform(1, 40, 15))
+    lines = lines_from_q2(q2_from_tth(tth, wavelength), wavelength)
+    step = 0.5e-4 * lines.degrees
+    slope = np.sqrt(q2_from_tth(tth + step, wavelength)) - np.sqrt(q2_from_tth(tth - step, wavelength))
+    np.testing.assert_allclose(lines.w * 1e-4, slope, rtol=1e-6)
+    assert lines.degrees == pytest.approx(wavelength / 0.4)
+
+
+def test_errors_without_a_wavelength_are_less_than_the_spacing_of_lines():
+    usual = np.linspace(0.01, 0.3, 30)
+    lines = lines_from_q2(usual, None)
+    np.testing.assert_allclose(
+        2 * lines.q * lines.w * 0.025, 1e-4 + 6e-4 * usual, rtol=1e-12
+    )  # the model of a serial powder
+    for size in (1, 2, 5):  # lines of cells so many times larger; errors in proportion to the positions
+        lines = lines_from_q2(usual / 200 / size**2, None)
+        assert (0.025 * 2 * lines.q * lines.w)[0] < 0.11 * np.diff(lines.q2)[0]

@@ -62,6 +62,7 @@ def random_model(rng):
     model = {
         "evidence": rng.normal(0, 0.3, len(WEIGHING)),
         "solved": rng.normal(0, 0.3, t),
+        "bend": rng.normal(1.5, 0.5, 1),
         "mean": rng.normal(0, 0.3, t),
     }
     return model | {"scale": rng.uniform(0.5, 2, t)}
@@ -73,7 +74,7 @@ def random_features(rng, k):
 
 
 @given(SEEDS, st.integers(1, MOST))
-def test_probabilities_are_scipys_softmax_sum_to_one_and_keep_the_order_of_the_evidence(seed, k):
+def test_probabilities_follow_a_power_law_sum_to_one_and_keep_the_order_of_the_evidence(seed, k):
     rng = np.random.default_rng(seed)
     of, model = random_features(rng, k), random_model(rng)
     t = (of.whole - model["mean"]) / model["scale"]
@@ -82,7 +83,9 @@ def test_probabilities_are_scipys_softmax_sum_to_one_and_keep_the_order_of_the_e
         t @ model["solved"],
     )
     probability, none = posterior(of, model)
-    np.testing.assert_allclose(probability, softmax(weight * of.difference) * expit(solved), rtol=1e-9, atol=1e-300)
+    bend = np.exp(model["bend"][0])
+    share = (1 + np.abs(of.difference) / bend) ** (-weight * bend)
+    np.testing.assert_allclose(probability, share / share.sum() * expit(solved), rtol=1e-9, atol=1e-300)
     assert probability.sum() + none == pytest.approx(1.0)
     assert (np.diff(probability[np.argsort(of.difference)]) >= 0).all()
 
@@ -94,10 +97,24 @@ def test_more_evidence_is_more_probable_whatever_the_weights(seed, k, more):
     which = int(rng.integers(k))
     raised = of.difference.copy()
     raised[which] += more
+    overtakes = raised[which] > 0
+    raised -= raised.max()
     before, _ = posterior(of, model)
     after, _ = posterior(replace(of, difference=raised), model)
     assert after[which] >= before[which]
-    assert (np.delete(after, which) <= np.delete(before, which) * (1 + 1e-12)).all()
+    # of differences beyond the bend the others share anew where the first is another one
+    assert overtakes or (np.delete(after, which) <= np.delete(before, which) * (1 + 1e-12)).all()
+
+
+@given(SEEDS, st.integers(2, MOST))
+def test_near_the_best_the_evidence_counts_as_scipys_softmax_has_it(seed, k):
+    rng = np.random.default_rng(seed)
+    of, model = random_features(rng, k), random_model(rng)
+    near = replace(of, difference=1e-3 * of.difference)
+    t = (of.whole - model["mean"]) / model["scale"]
+    weight = np.exp(t[list(WEIGHING)] @ model["evidence"])
+    expected = softmax(weight * near.difference) * expit(t @ model["solved"])
+    np.testing.assert_allclose(posterior(near, model)[0], expected, rtol=1e-2 * max(weight, 1.0))
 
 
 @given(SEEDS)
@@ -180,19 +197,20 @@ def drawn(rng, k, whole, right=None, family=0):
 
 @cache
 def of_a_known_model(count):
-    """Lists whose right candidate is drawn with the evidence at a temperature of 5, and 10 without a wavelength; a
-    share of lists without an answer that falls with the second feature."""
+    """Lists whose right candidate is drawn with the evidence at a temperature of 5, and 10 without a wavelength, which
+    bends at 8 nats; a share of lists without an answer that falls with the second feature."""
     rng = np.random.default_rng(4)
     parts, truth = [], []
     for number in range(count):
         whole = np.append(1.0, rng.normal(0, 1, len(LIST) - 1))
         whole[LIST.index("no wavelength")] = number % 2
         one = drawn(rng, int(rng.integers(2, 9)), whole, family=number // 2)
-        p = softmax(one.difference[0][one.real[0]] / (10 if number % 2 else 5))
+        p = (1 - one.difference[0][one.real[0]] / 8) ** (-8 / (10 if number % 2 else 5))
+        p /= p.sum()
         solved = expit(1.0 + 2.0 * one.whole[0, 1])
         right = np.zeros(MOST, bool)
         if rng.random() < solved:
-            right[rng.choice(len(p), p=p / p.sum())] = True
+            right[rng.choice(len(p), p=p)] = True
         parts.append(replace(one, right=right[None]))
         truth.append(np.append(np.pad(p * solved, (0, MOST - len(p))), 1 - solved))
     return joined(parts), np.array(truth)
@@ -209,13 +227,14 @@ def test_training_recovers_a_known_model_and_is_calibrated_on_families_left_out(
         t = np.zeros(len(LIST))
         t[0], t[LIST.index("no wavelength")] = 1, no_wavelength
         got = posterior(Features(np.array([0.0, -5.0]), t), model)[0]
-        assert np.log(got[0] / got[1]) == pytest.approx(5 / temperature, rel=0.2)
+        assert np.log(got[0] / got[1]) == pytest.approx(8 * np.log(1 + 5 / 8) / temperature, rel=0.2)
+    assert np.exp(model["bend"][0]) == pytest.approx(8, rel=0.5)
 
 
 def test_the_gradient_is_that_of_the_loss():
     outcomes, _ = of_a_known_model(40)
     rng = np.random.default_rng(0)
-    flat = rng.normal(0, 0.3, len(WEIGHING) + len(LIST))
+    flat = rng.normal(0, 0.3, len(WEIGHING) + 1 + len(LIST))
     arguments = (np.zeros_like(flat), outcomes.whole.astype(float), outcomes, 0.5)
     slope = _objective(flat, *arguments)[1]
     assert (
@@ -281,6 +300,7 @@ def test_shipped_weights_are_small_and_damaged_ones_are_named(tmp_path):
     assert WEIGHTS.stat().st_size < 100_000
     model = weights()
     assert model["evidence"].shape == (len(WEIGHING),) and model["solved"].shape == (len(LIST),)
+    assert model["bend"].shape == (1,)
     assert all(np.isfinite(value).all() for value in model.values())
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     for name in ("w.safetensors", "missing.safetensors"):

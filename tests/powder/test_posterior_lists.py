@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlindex.crystal.metric import cell_from_reciprocal_metric
+from mlindex.formats.peaks import MINIMUM_LINES
 from mlindex.powder import posterior_lists
 from mlindex.powder.dataset.observable import tth_from_q2
 from mlindex.powder.search import JUDGED
@@ -37,13 +38,21 @@ def test_lines_are_those_of_the_true_cell(entries, bravais):
     assert "clean" in {one.variant for one in lists} <= set(posterior_lists.ERRORS)
     train = set(entries.uid[(entries.bravais == bravais) & (entries.set == "train")])
     for one in lists:
-        assert one.uid in train and one.bravais == bravais and 10 <= len(one.lines) <= JUDGED
+        assert one.uid in train and one.bravais == bravais and MINIMUM_LINES <= len(one.lines) <= JUDGED
         assert (one.lines.wavelength is None) == (one.variant in ("serial", "bare"))
         if one.variant != "clean":
             continue
         angles = reflection_angles(one.metric, 1.01 * one.lines.q2[-1])
         seen = tth_from_q2(one.lines.q2)
         assert np.abs(seen[:, None] - angles[None]).min(1).max() < 0.05  # five standard deviations
+
+
+def test_every_third_list_is_short(entries):
+    for turn in range(3):
+        lists = posterior_lists.of_lattice(entries, "aP", lists=12, turn=turn, seed=1)
+        few = np.array([len(one.lines) <= 20 for one in lists])
+        assert few[-turn % 3 :: 3].all() and few.mean() < 0.6
+        assert min(len(one.lines) for one in lists) >= MINIMUM_LINES
 
 
 def test_lattices_and_errors_take_turns(entries):

@@ -17,7 +17,7 @@ from mlindex.powder.search import EFFORTS, search, states, volume_allowed
 from mlindex.powder.stage import REPORTED_LINES, PowderStage, seed_from_item
 from mlindex.records import InputError, Item, Status
 from mlindex.stage import solve
-from tests.powder.patterns import CELLS, CU, measured, q2_from_tth
+from tests.powder.patterns import CELLS, CU, measured, positions, q2_from_tth
 
 ERROR = 0.005  # degrees 2theta, of the lists
 
@@ -264,3 +264,12 @@ def test_derived_cells_obey_the_volume_that_the_user_allows():
     volume = float(np.prod(CELLS["oP"][0][:3]))
     assert volume_allowed(lines, "oP", g, None) and volume_allowed(lines, "oP", g, 1.01 * volume)
     assert not volume_allowed(lines, "oP", g, 0.99 * volume)
+
+
+@pytest.mark.parametrize("name", ["oP", "aP"])
+def test_a_large_cell_is_found_without_a_wavelength(name):
+    """Lines of a cell six times as large, with errors of 4e-5 in q, lie far closer than the errors of a usual list."""
+    truth = np.array(CELLS[name][0]) * ([6.0] * 3 + [1] * 3)
+    q = np.sqrt(positions(tuple(truth), CELLS[name][1], 32, 0.01))
+    result = index_powder((q + np.random.default_rng(2).normal(0, 4e-5, 32)) ** 2)
+    assert check_first(result, name, scale=6.0)["probability"] > 0.5

@@ -63,6 +63,23 @@ def test_cell_and_indices_give_the_positions(name, fit_zero):
     np.testing.assert_allclose(sorted(found.niggli[:3]), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["cP", "oP", "mP", "aP"])
+def test_a_zero_shift_is_in_degrees_at_any_wavelength(name):
+    tth = tth_from_q2(measured(name, 25), CU)
+    f20 = []
+    for squeezed in (1.0, 12.0):  # 1.54 and 0.128 angstrom: the same lines at angles about so many times smaller
+        wavelength = CU / squeezed
+        angles = tth_from_q2(q2_from_tth(tth, CU), wavelength) + 0.03 / squeezed
+        lines = lines_from_q2(q2_from_tth(angles, wavelength), wavelength)
+        found = solution_of(name, lines, metric(CELLS[name][0]), fit_zero=True)
+        assert found.zero_shift == pytest.approx(0.03 / squeezed, abs=max(4 * found.zero_shift_esd, 1e-4 / squeezed))
+        assert found.zero_shift_esd < 0.01 / squeezed
+        difference = angles - found.zero_shift - tth_from_q2(found.q2_calc, wavelength)
+        first = found.indexed & (np.cumsum(found.indexed) <= 20)
+        f20.append(found.f20 * np.abs(difference[first]).mean())  # F20 is in degrees
+    assert f20[0] == pytest.approx(f20[1], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "shuffled"),
     [
