@@ -129,7 +129,11 @@ def _srun(chosen: SlurmResources) -> list[str]:
     return [*words, "--kill-on-bad-exit=0", "--wait=0", *([f"--mpi={chosen.mpi}"] if chosen.mpi else [])]
 
 
-_UNSET = "unset SLURM_NTASKS_PER_NODE # which is that of the allocation: the step has one task more\n"
+_BEFORE_SRUN = """\
+unset SLURM_NTASKS_PER_NODE # which is that of the allocation: the step has one task more
+# A job that starts again counts its steps from 0, and PMIx refuses a number that left a folder behind: so take the next
+for _ in $(seq "${SLURM_RESTART_COUNT:-0}"); do srun --ntasks=1 --mpi=none true || true; done
+"""
 
 
 _TRAPS = """
@@ -205,7 +209,7 @@ def array_script(campaign: Campaign, path: Path, *, parts: Sequence[int] | None 
     program = _program(chosen, base, run, python)
     if chosen.launcher == "srun":
         words = [*_srun(chosen), *program, "-m", "mpi4py", "-m", "mlindex.runtime.run", _line(path)]
-        command, before = f"{shlex.join(words)} --part {part} --resume", _UNSET
+        command, before = f"{shlex.join(words)} --part {part} --resume", _BEFORE_SRUN
     else:
         words = [*program, "-m", "mlindex.cli.main", "run", _line(path)]
         command, before = f"{shlex.join(words)} --part {part} --resume --ranks {chosen.workers}", ""
