@@ -32,6 +32,8 @@ module load cuda/12 || exit 2
 export MLINDEX_CACHE=/scratch/you/mlindex
 
 unset SLURM_NTASKS_PER_NODE # which is that of the allocation: the step has one task more
+# A job that starts again counts its steps from 0, and PMIx refuses a number that left a folder behind: so take the next
+for _ in $(seq "${SLURM_RESTART_COUNT:-0}"); do srun --ntasks=1 --mpi=none true || true; done
 srun --ntasks=9 --distribution=block --overcommit --cpu-bind=none --kill-on-bad-exit=0 --wait=0 --mpi=pmix /home/you/venv/bin/python -m mpi4py -m mlindex.runtime.run /home/you/campaign/gpu.toml --part "$SLURM_ARRAY_TASK_ID/4" --resume &
 child=$!
 [ -z "$told" ] || tell "$told" # the signal came while the lines above were at work
