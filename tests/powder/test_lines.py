@@ -67,3 +67,11 @@ def test_errors_without_a_wavelength_are_less_than_the_spacing_of_lines():
     for size in (1, 2, 5):  # lines of cells so many times larger; errors in proportion to the positions
         lines = lines_from_q2(usual / 200 / size**2, None)
         assert (0.025 * 2 * lines.q * lines.w)[0] < 0.11 * np.diff(lines.q2)[0]
+
+
+@given(size=st.floats(0.01, 1.0), wavelength=WAVELENGTH)
+def test_the_unit_of_errors_is_less_than_a_degree_where_lines_are_close(size, wavelength):
+    tth = 3 + 0.4 * size * np.arange(60)
+    lines = lines_from_q2(q2_from_tth(tth, wavelength), wavelength)
+    assert lines.degrees == pytest.approx(min(0.4 * size / 0.25, 1.0), rel=0.01)
+    assert lines.first(10).degrees == lines.shifted(0.01).degrees == lines.degrees

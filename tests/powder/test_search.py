@@ -266,10 +266,10 @@ def test_derived_cells_obey_the_volume_that_the_user_allows():
     assert not volume_allowed(lines, "oP", g, 0.99 * volume)
 
 
-@pytest.mark.parametrize("name", ["oP", "aP"])
-def test_a_large_cell_is_found_without_a_wavelength(name):
+@pytest.mark.parametrize(("name", "wavelength"), [("oP", None), ("aP", None), ("tP", 0.8), ("oP", 0.8)])
+def test_a_large_cell_is_found(name, wavelength):
     """Lines of a cell six times as large, with errors of 4e-5 in q, lie far closer than the errors of a usual list."""
     truth = np.array(CELLS[name][0]) * ([6.0] * 3 + [1] * 3)
     q = np.sqrt(positions(tuple(truth), CELLS[name][1], 32, 0.01))
-    result = index_powder((q + np.random.default_rng(2).normal(0, 4e-5, 32)) ** 2)
+    result = index_powder((q + np.random.default_rng(2).normal(0, 4e-5, 32)) ** 2, wavelength=wavelength)
     assert check_first(result, name, scale=6.0)["probability"] > 0.5
