@@ -20,9 +20,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 _SERIAL = (1e-4, 6e-4)  # standard deviation of q2 of a serial powder: constant (1/angstrom^2) and slope
+_SERIAL_DEGREES = 0.025  # the same for Cu K alpha 1 at d = 4 angstrom, degrees 2theta
 _OF_SPACING = 0.1  # the constant at most, of the mean distance in q2 of neighbouring lines
 _SPACED = 40  # lines from the first on that tell the spacing
-_SERIAL_DEGREES = 0.025  # the same for Cu K alpha 1 at d = 4 angstrom, degrees 2theta
 # angstrom and degrees 2theta: the wavelength and the spacing of lines below which the unit of s is less than a degree
 _SHORT, _CLOSE = 0.4, 0.25
 _TWICE, _SHARE_TWICE = 0.02, 0.2  # degrees 2theta between lines that are one, and the share from which they are

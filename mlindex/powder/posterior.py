@@ -111,9 +111,13 @@ def features(ranked: Sequence[Judged], lines: Lines, *, surveyed_only: bool = Fa
 def weights(path: Path = WEIGHTS) -> dict[str, NDArray]:
     """The weights in a file, by default the shipped ones. Raises `InputError`."""
     try:
-        return load_file(path)
+        model = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: these are no weights of a posterior ({error}); train them again") from None
+    sizes = {"evidence": len(WEIGHING), "bend": 1, "solved": len(LIST), "mean": len(LIST), "scale": len(LIST)}
+    if {name: value.size for name, value in model.items()} != sizes:
+        raise InputError(f"{path}: these are no weights of the posterior of this version; train them again")
+    return model
 
 
 def tempered(difference: Float[np.ndarray, "*k"], weight: Any, bend: float) -> Float[np.ndarray, "*k"]:

@@ -6,7 +6,7 @@ their families, with the errors of a good diffractometer, of a pattern with dirt
 diffractometer whose wavelength was not told in turn: without the last a list without wavelength would be believed to
 be of a serial powder, however well its lines agree. Every third list ends early, after 6 lines or more: many cells fit
 few lines, above all of low symmetry. Patterns that have not ten lines in all are left out: they made the calibration of
-the others worse (error 0.042 against 0.017). To a list of random lines the answer is "none of these".
+the others worse (error 0.042, and 0.017 without them). To a list of random lines the answer is "none of these".
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from scipy.optimize import approx_fprime
 from scipy.special import expit, softmax
 
@@ -302,6 +303,9 @@ def test_shipped_weights_are_small_and_damaged_ones_are_named(tmp_path):
     assert model["evidence"].shape == (len(WEIGHING),) and model["solved"].shape == (len(LIST),)
     assert model["bend"].shape == (1,)
     assert all(np.isfinite(value).all() for value in model.values())
+    save_file({name: value for name, value in model.items() if name != "bend"}, tmp_path / "older.safetensors")
+    with pytest.raises(InputError, match=r"older\.safetensors: .* of this version; train them again"):
+        weights(tmp_path / "older.safetensors")
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     for name in ("w.safetensors", "missing.safetensors"):
         with pytest.raises(InputError, match=rf"{name}: these are no weights"):
