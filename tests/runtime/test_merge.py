@@ -198,10 +198,11 @@ def test_what_cannot_be_merged_is_said(tmp_path):
 
 LIMITED = """
 import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 from mlindex.records import InputError
 from mlindex.runtime.merge import merge
+# after the imports: Python would cut off the bytecode that it keeps of them
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
     merge(sys.argv[1])
 except InputError as error:
